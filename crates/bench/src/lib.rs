@@ -1,0 +1,1 @@
+//! A load generator for servers of the etcd v3 API.

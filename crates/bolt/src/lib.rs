@@ -1,0 +1,1 @@
+//! An embedded key-value engine over the bbolt file format.

@@ -1,0 +1,2 @@
+//! The `keelson` program.
+fn main() {}

@@ -1,0 +1,1 @@
+//! A client of the etcd v3 API.

@@ -1,0 +1,1 @@
+//! A member without sockets: the consensus loop, its threads, boot and snapshots.

@@ -1,0 +1,1 @@
+//! Wire types of the etcd v3 API, consensus messages, log records, and the error table.

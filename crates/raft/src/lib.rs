@@ -1,0 +1,1 @@
+//! The Raft algorithm as a pure state machine.

@@ -1,0 +1,1 @@
+//! Sockets around a member: gRPC, HTTP, metrics, configuration.

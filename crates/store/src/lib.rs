@@ -1,0 +1,1 @@
+//! The replicated state machine: keys, leases, auth, membership, alarms.

@@ -1,0 +1,1 @@
+//! Tests over files and calls recorded from real programs.

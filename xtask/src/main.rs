@@ -1,0 +1,3 @@
+//! Checks and fixtures of the repository.
+
+fn main() {}
