@@ -60,13 +60,12 @@ fn sample(no_freelist_sync: bool) -> Vec<u8> {
     contents
 }
 
+/// Opens a bucket by its name.
+type Find<'a, 'tx> = dyn Fn(&[u8]) -> Result<Option<Bucket<'tx>>, Error> + 'a;
+
 /// Goes through all of a bucket, both ways, bounded in steps: a loop of pages may repeat what it
 /// holds before it is found out.
-fn walk<'tx>(
-    mut cursor: Cursor<'tx>,
-    bucket: &dyn Fn(&[u8]) -> Result<Option<Bucket<'tx>>, Error>,
-    left: &mut u32,
-) -> Result<(), Error> {
+fn walk<'tx>(mut cursor: Cursor<'tx>, bucket: &Find<'_, 'tx>, left: &mut u32) -> Result<(), Error> {
     while let Some((key, value)) = cursor.next()? {
         if *left == 0 {
             return Ok(());
