@@ -347,3 +347,32 @@ fn a_new_file_has_bbolts_lengths() {
         "a step ahead of its use"
     );
 }
+
+#[test]
+fn many_keys_in_no_order_in_one_transaction_make_a_sound_tree() {
+    for page_size in [1024, 4096] {
+        let options = Options {
+            page_size: Some(page_size),
+            ..Options::default()
+        };
+        let db = Db::open_storage(Box::new(MemStorage::new()), options).unwrap();
+        let mut tx = db.begin_write().unwrap();
+        let mut bucket = tx.create_bucket(b"a").unwrap();
+        let keys: Vec<[u8; 8]> = (1..20_000u64)
+            .map(|n| n.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_be_bytes())
+            .collect();
+        for key in &keys {
+            bucket.put(key, &[9; 30]).unwrap();
+        }
+        for key in keys.iter().step_by(3) {
+            bucket.delete(key).unwrap();
+        }
+        tx.commit().unwrap();
+        let tx = db.begin_read().unwrap();
+        assert_eq!(check(&tx), []);
+        let bucket = tx.bucket(b"a").unwrap().unwrap();
+        for (i, key) in keys.iter().enumerate() {
+            assert_eq!(bucket.get(key).unwrap().is_some(), i % 3 != 0);
+        }
+    }
+}
