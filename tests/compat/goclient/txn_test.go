@@ -40,8 +40,8 @@ func TestTxnCompares(t *testing.T) {
 	c := start(t).Client()
 	ctx := background(t)
 	lease := must(c.Grant(ctx, 600))(t).ID
-	put(t, c, "a", "m")                             // 2
-	put(t, c, "a", "m")                             // 3: create 2, mod 3, version 2
+	put(t, c, "a", "m")                            // 2
+	put(t, c, "a", "m")                            // 3: create 2, mod 3, version 2
 	put(t, c, "b", "n", clientv3.WithLease(lease)) // 4
 	for _, test := range []struct {
 		name string
