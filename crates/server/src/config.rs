@@ -25,6 +25,8 @@ pub use error::{ConfigError, Stage};
 pub use gates::{FeatureGates, Gate, go_bool};
 pub use quote::quote;
 
+/// The etcd that programs may take this member for: `/version`, `Status` and peers' headers say it.
+pub const ETCD_VERSION: &str = "3.7.1";
 /// The name of a member that was given none.
 pub const DEFAULT_NAME: &str = "default";
 /// Where clients are listened for, and what they are told, when nothing is said.
