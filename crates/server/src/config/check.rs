@@ -401,6 +401,11 @@ fn fill_in(config: &mut Config) {
     if config.auth_token_ttl == 0 {
         config.auth_token_ttl = TOKEN_TTL_SECONDS;
     }
+    fill_in_intervals(config);
+}
+
+/// Intervals and limits of which zero stands for another value.
+fn fill_in_intervals(config: &mut Config) {
     let or = |value: &mut Duration, fallback: Duration| {
         if value.is_zero() {
             *value = fallback;
