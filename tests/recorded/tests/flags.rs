@@ -1,6 +1,6 @@
 //! The server's flags against what etcd 3.7.1 says of its own: its help, and its answers to wrong
 //! command lines.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::path::{Path, PathBuf};
 

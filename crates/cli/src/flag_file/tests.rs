@@ -149,3 +149,54 @@ fn a_file_that_is_not_there_is_told_in_the_words_of_go() {
     let cause = FileError::Verify("open missing.yml: no such file or directory".to_owned());
     assert_eq!(load(Path::new("missing.yml")).unwrap_err(), cause);
 }
+
+#[test]
+fn a_file_with_a_value_for_nearly_everything_starts_a_member() {
+    // The settings of etcd's sample file.
+    let text = "
+name: 'default'
+data-dir:
+wal-dir:
+snapshot-count: 10000
+heartbeat-interval: 100
+election-timeout: 1000
+quota-backend-bytes: 0
+listen-peer-urls: http://localhost:2380
+listen-client-urls: http://localhost:2379
+max-wals: 5
+cors:
+initial-advertise-peer-urls: http://localhost:2380
+advertise-client-urls: http://localhost:2379
+discovery:
+discovery-fallback: 'proxy'
+discovery-proxy:
+discovery-srv:
+initial-cluster:
+initial-cluster-token: 'etcd-cluster'
+initial-cluster-state: 'new'
+strict-reconfig-check: false
+enable-pprof: true
+client-transport-security: {cert-file: , key-file: , client-cert-auth: false, auto-tls: false}
+peer-transport-security:
+  cert-file:
+  client-cert-auth: false
+  allowed-cn:
+self-signed-cert-validity: 1
+log-level: debug
+logger: zap
+log-outputs: [stderr]
+force-new-cluster: false
+auto-compaction-mode: periodic
+auto-compaction-retention: \"1\"
+cipher-suites: [
+  TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+  TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384
+]
+tls-min-version: 'TLS1.2'
+tls-max-version: 'TLS1.3'
+";
+    let checked = parse(text).unwrap().check().unwrap();
+    let hour = keelson_server::config::AutoCompaction::Periodic(Duration::from_secs(3600));
+    assert_eq!(checked.auto_compaction(), Some(hour));
+    assert_eq!(checked.bootstrap().unwrap().name, "default");
+}

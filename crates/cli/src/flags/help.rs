@@ -87,7 +87,7 @@ pub fn help() -> String {
 
 fn remark(flag: &Flag) -> &'static str {
     match flag.target {
-        Target::NotYet(_) => " (Not supported yet: only the default is accepted.)",
+        Target::NotYet(_) => " (Not supported yet.)",
         _ => "",
     }
 }
