@@ -275,6 +275,7 @@ fn start(config: Checked) -> ExitCode {
 
 /// What an operator may have forgotten, when the initial cluster does not fit.
 struct Hints {
+    for_people: bool,
     initial_cluster_is_default: bool,
     peer_url_is_default: bool,
 }
@@ -283,6 +284,7 @@ impl Hints {
     fn of(config: &Checked) -> Hints {
         let urls = &config.advertise_peer_urls;
         Hints {
+            for_people: config.for_people,
             initial_cluster_is_default: config.initial_cluster.is_none(),
             peer_url_is_default: urls.len() == 1 && urls[0].as_str() == DEFAULT_PEER_URL,
         }
@@ -291,7 +293,13 @@ impl Hints {
     /// The last lines of a member that did not start.
     fn tell(&self, cause: &str) {
         if !(cause.contains("include") && cause.contains("--initial-cluster")) {
-            error!(level = "fatal", "error" = cause, "discovery failed");
+            // etcd says so of every error of a start; only programs look for it.
+            let message = if self.for_people {
+                "the member could not start"
+            } else {
+                "discovery failed"
+            };
+            error!(level = "fatal", "error" = cause, "{message}");
             return;
         }
         warn!("error" = cause, "failed to start");
