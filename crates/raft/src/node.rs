@@ -155,7 +155,10 @@ impl<S: Storage> RawNode<S> {
     }
 
     /// Carries out a configuration change whose entry is being applied, and returns the
-    /// configuration that it leads to. Not to be called for one that the application refuses.
+    /// configuration that it leads to.
+    ///
+    /// Not to be called for a change that the application refuses, nor for an entry up to
+    /// [`RawNode::restored_index`]: a snapshot that came while it was being applied covers it already.
     ///
     /// # Errors
     ///
@@ -463,6 +466,14 @@ impl<S: Storage> RawNode<S> {
     #[must_use]
     pub fn applied(&self) -> LogIndex {
         self.raft.log.applied
+    }
+
+    /// The index of the last snapshot of a leader that was taken over since the start, or 0. The
+    /// configuration already holds all changes up to it, even while entries before it, handed out
+    /// earlier, are still being applied.
+    #[must_use]
+    pub fn restored_index(&self) -> LogIndex {
+        self.raft.restored
     }
 
     /// The end of the log, durable or not.
