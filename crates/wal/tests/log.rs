@@ -185,6 +185,47 @@ fn a_helper_makes_the_next_segment() {
 }
 
 #[test]
+fn a_log_opens_again_when_a_segment_was_asked_for_and_not_used() {
+    let files = Arc::new(MemFiles::new());
+    let dir = Path::new("/wal");
+    let mut wal = Wal::create(files.clone(), dir, metadata(), options(4096)).unwrap();
+    let preparer = wal.preparer();
+    std::thread::scope(|scope| {
+        let builder = std::thread::Builder::new();
+        builder.spawn_scoped(scope, || preparer.run()).unwrap();
+        // Half a segment: the helper is asked, and not needed.
+        fill(&mut wal, 1..=8);
+        drop(wal);
+    });
+    let (mut wal, _) = Wal::open(files.clone(), dir, mark(0), options(4096)).unwrap();
+    fill(&mut wal, 9..=30);
+    drop(wal);
+    assert_eq!(read(&*files, dir, mark(0)).unwrap().entries.len(), 30);
+}
+
+#[test]
+fn a_log_at_the_end_of_all_numbers_fails_without_a_panic() {
+    let dir = Path::new("/wal");
+    let files = Arc::new(MemFiles::new());
+    let wal = Wal::create(files.clone(), dir, metadata(), options(2048)).unwrap();
+    let first = wal.segments()[0];
+    drop(wal);
+    let bytes = files.bytes(&dir.join(first.to_string())).unwrap();
+    let files = Arc::new(MemFiles::new());
+    let name = SegmentName {
+        sequence: u64::MAX,
+        index: LogIndex(0),
+    };
+    files.insert(&dir.join(name.to_string()), bytes).unwrap();
+    let (mut wal, _) = Wal::open(files, dir, mark(0), options(2048)).unwrap();
+    wal.append(None, &[entry(u64::MAX, 3000)]).unwrap();
+    assert!(matches!(
+        wal.commit(true),
+        Err(Error::NamesExhausted { .. })
+    ));
+}
+
+#[test]
 fn a_stale_next_segment_is_emptied_before_use() {
     let files = Arc::new(MemFiles::new());
     let dir = Path::new("/wal");
@@ -312,6 +353,35 @@ fn real_files_lock_write_and_grow() {
     assert!(!other.try_lock().unwrap());
     drop(file);
     assert!(other.try_lock().unwrap());
+}
+
+#[test]
+fn a_crash_of_the_memory_disk_keeps_what_was_synced_and_nothing_else_for_sure() {
+    let files = MemFiles::new();
+    let (one, two) = (Path::new("/d/one"), Path::new("/d/two"));
+    files.insert(one, b"old".to_vec()).unwrap();
+    let write = |path: &Path, text: &[u8]| {
+        let file = files.open(path, keelson_wal::Access::Write).unwrap();
+        let mut slices = [std::io::IoSlice::new(text)];
+        file.write_at(0, &mut slices).unwrap();
+        file
+    };
+    write(one, b"new").sync().unwrap();
+    write(one, b"lost");
+    files.create(two, 0o600).unwrap().sync().unwrap();
+    // Nothing unsynced is kept: the write, and the name.
+    let crashed = files.crash(|_| 0);
+    assert_eq!(crashed.bytes(one).unwrap(), b"new");
+    assert!(!crashed.exists(two).unwrap());
+    // All of it is kept.
+    let crashed = files.crash(|bound| bound - 1 - u64::from(bound == 3));
+    assert_eq!(crashed.bytes(one).unwrap(), b"lost");
+    assert!(crashed.exists(two).unwrap());
+    files.sync_dir(Path::new("/d")).unwrap();
+    files.rename(one, two).unwrap();
+    let crashed = files.crash(|_| 0);
+    assert_eq!(crashed.bytes(one).unwrap(), b"new");
+    assert_eq!(crashed.bytes(two).unwrap(), b"");
 }
 
 fn snapshot(index: u64, data: &'static [u8]) -> Snapshot {
