@@ -1,1 +1,4 @@
 //! The replicated state machine: keys, leases, auth, membership, alarms.
+
+pub mod record;
+pub mod revision;
