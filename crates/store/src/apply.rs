@@ -81,10 +81,10 @@ impl Store {
             || request.compaction.is_some()
             || request.lease_grant.is_some()
             || request.lease_revoke.is_some();
-        if changes_keys && self.alarms.any(AlarmType::Corrupt) {
+        if changes_keys && self.alarms.is_active(AlarmType::Corrupt) {
             return Err(ApiError::Corrupt);
         }
-        if quota::cost(request) > 0 && self.alarms.any(AlarmType::Nospace) {
+        if quota::cost(request) > 0 && self.alarms.is_active(AlarmType::Nospace) {
             return Err(ApiError::NoSpace);
         }
         if !self.auth.enabled() {
@@ -154,7 +154,7 @@ impl Store {
             return Ok(done(outcome));
         }
         let mut effects = SmallVec::new();
-        if !self.alarms.any(AlarmType::Nospace) {
+        if !self.alarms.is_active(AlarmType::Nospace) {
             effects.push(Effect::RaiseNoSpace);
         }
         Ok(Applied { outcome: Outcome::Refused(ApiError::NoSpace), effects })
@@ -207,7 +207,8 @@ impl Store {
         self.begin_compaction(CompactionJob {
             revision: to,
             previous,
-            remember_hash: self.finished_compact() == self.scheduled_compact,
+            remember_hash: !self.is_compacting(),
+            keeps_any: self.keeps_any(to),
             dead: Vec::new(),
         });
         let mark = BucketKey::encode(Revision { main: to, sub: 0 }, false);
@@ -222,7 +223,7 @@ impl Store {
         let mut rows = Vec::new();
         let id = LeaseId(grant.id);
         let ttl = self.shared.leases_mut().grant(id, grant.ttl, &mut rows)?;
-        self.shared.deadlines().grant(id, ttl);
+        self.shared.deadlines().granted(id, ttl, 0, self.now);
         self.tail.change_rows(rows);
         Ok(Outcome::LeaseGrant { id, ttl, revision: self.revision })
     }
@@ -232,24 +233,25 @@ impl Store {
         let id = LeaseId(revoke.id);
         let mut rows = Vec::new();
         let keys = self.shared.leases_mut().revoke(id, &mut rows)?;
-        self.shared.deadlines().revoke(id);
+        self.shared.deadlines().revoked(id);
         self.tail.change_rows(rows);
         let mut change = Change::begin(self);
-        for key in keys {
-            change.delete(&key);
+        for key in &keys {
+            change.delete(key);
         }
         Ok(Outcome::LeaseRevoke { revision: change.finish() })
     }
 
     fn lease_checkpoint(&mut self, request: &LeaseCheckpointRequest) -> Outcome {
+        let persist = self.persists_checkpoints();
         let mut rows = Vec::new();
         for checkpoint in &request.checkpoints {
             let id = LeaseId(checkpoint.id);
-            self.shared.leases_mut().checkpoint(id, checkpoint.remaining_ttl, &mut rows);
+            let remaining = checkpoint.remaining_ttl;
+            self.shared.leases_mut().checkpoint(id, remaining, persist, &mut rows);
+            self.shared.deadlines().checkpointed(id, remaining, self.now);
         }
-        if self.persists_checkpoints() {
-            self.tail.change_rows(rows);
-        }
+        self.tail.change_rows(rows);
         Outcome::LeaseCheckpoint
     }
 

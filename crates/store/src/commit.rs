@@ -229,6 +229,7 @@ impl RunningJob {
     /// Walks the next rows of the file: hashes them, and picks those that died.
     fn look(&mut self, read: &keelson_bolt::ReadTx) -> Result<Batch, Error> {
         let (revision, previous) = (self.job.revision, self.job.previous);
+        let keeps_any = self.job.keeps_any;
         // Whatever an earlier compaction has left is there: what died is told by the list below.
         let hasher = self.crc.get_or_insert_with(|| {
             let all: fn(&Row<'_>) -> bool = |_| true;
@@ -246,7 +247,7 @@ impl RunningJob {
             if died {
                 batch.dead.push((row.revision, row.tombstone));
             }
-            if !died || row.revision.main > previous {
+            if !died || row.revision.main > previous || !keeps_any {
                 hasher.row(&row);
             }
             std::ops::ControlFlow::Continue(())
@@ -287,7 +288,7 @@ pub(crate) fn boundary_rows(boundary: &Boundary) -> Vec<RowChange> {
     let mut rows = Vec::with_capacity(3);
     if boundary.index.0 > 0 {
         rows.push(row(schema::CONSISTENT_INDEX, boundary.index.0.to_be_bytes().to_vec()));
-        rows.push(row(schema::CONF_STATE, member::conf_state_json(&boundary.conf_state)));
+        rows.push(row(schema::CONF_STATE, member::conf_state_to_json(&boundary.conf_state)));
     }
     if boundary.term.0 > 0 {
         rows.push(row(schema::TERM, boundary.term.0.to_be_bytes().to_vec()));

@@ -27,6 +27,9 @@ pub struct CompactionJob {
     pub previous: i64,
     /// Whether the hash may be remembered: the compaction before had finished when this one came.
     pub remember_hash: bool,
+    /// Whether anything at or below the compact revision stays: etcd's hash asks what stays only
+    /// then.
+    pub(crate) keeps_any: bool,
     /// What died, ascending; true marks tombstones.
     pub(crate) dead: Vec<(Revision, bool)>,
 }

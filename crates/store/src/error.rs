@@ -17,6 +17,9 @@ pub enum Error {
         /// What was expected and what was found.
         reason: String,
     },
+    /// A row of the small buckets is not what its bucket holds.
+    #[error("database file: {0}")]
+    Row(#[from] crate::row::RowError),
     /// The file lacks something that every state of it has.
     #[error("database file: {what} is missing")]
     Missing {

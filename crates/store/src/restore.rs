@@ -13,7 +13,7 @@ use crate::auth::AuthState;
 use crate::commit::Committer;
 use crate::compaction::{CompactionJob, Pending};
 use crate::index::IndexWriter;
-use crate::lease::{Deadlines, Table};
+use crate::lease::{Deadlines, Table, Ticks};
 use crate::member::Membership;
 use crate::row::RowChange;
 use crate::shared::Published;
@@ -87,7 +87,7 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Opened, Error> {
     let compact_revision = meta.scheduled.max(meta.finished);
     let mut deadlines = Deadlines::default();
     for (id, lease) in leases.iter() {
-        deadlines.grant(id, lease.ttl());
+        deadlines.granted(id, lease.ttl(), lease.remaining_ttl(), Ticks::default());
     }
     let tail = Tail::new(revision + 1);
     let conf_state = members.conf_state();
@@ -128,6 +128,7 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Opened, Error> {
         pending: Pending::default(),
         unfinished_compactions: 0,
         quota: options.quota,
+        now: Ticks::default(),
         shared,
     };
     store.tail.change_rows(rows);
@@ -136,6 +137,7 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Opened, Error> {
             revision: meta.scheduled,
             previous: meta.finished,
             remember_hash: false,
+            keeps_any: true,
             dead: Vec::new(),
         });
     }
@@ -206,7 +208,7 @@ fn version(value: &[u8]) -> Result<Version, Error> {
 /// A file of 3.6 or 3.7 does not say so either before its cluster has agreed on a version.
 fn check_version(meta: &Meta, members: &Membership) -> Result<(), Error> {
     let refuse = |version: &Version| Err(Error::UnsupportedVersion { found: version.to_string() });
-    match (&meta.storage_version, members.cluster_version()) {
+    match (&meta.storage_version, members.version()) {
         (Some(version), _) if (version.major, version.minor) > (NEWEST.major, NEWEST.minor) => {
             refuse(version)
         }

@@ -9,12 +9,13 @@ use semver::Version;
 use crate::alarm::Alarms;
 use crate::auth::AuthState;
 use crate::compaction::{CompactionJob, Pending, Slice};
-use crate::index::IndexWriter;
+use crate::index::{IndexWriter, KeyRange};
+use crate::lease::Ticks;
 use crate::member::Membership;
 use crate::record::{self, Peek};
 use crate::row::RowChange;
 use crate::tail::{Boundary, EventRange, Sealed, Tail};
-use crate::{Error, Shared, quota, schema};
+use crate::{Error, Revision, Shared, quota, schema};
 
 /// The space that requests may take.
 #[derive(Clone, Copy, Debug)]
@@ -62,6 +63,8 @@ pub struct Store {
     /// Compactions that the commit thread has not reported finished.
     pub(crate) unfinished_compactions: usize,
     pub(crate) quota: Quota,
+    /// The moment for deadlines of leases, which are no part of the replicated state.
+    pub(crate) now: Ticks,
     pub(crate) shared: Arc<Shared>,
 }
 
@@ -88,6 +91,12 @@ impl Store {
     #[must_use]
     pub fn members(&self) -> &Arc<Membership> {
         &self.members
+    }
+
+    /// Says what time it is on this member, for the deadlines of leases that are granted from now
+    /// on. What entries do to the replicated state does not depend on it.
+    pub fn set_now(&mut self, now: Ticks) {
+        self.now = now;
     }
 
     /// What has been appended to the tail since this was last asked for.
@@ -137,6 +146,13 @@ impl Store {
         self.unfinished_compactions > 0
     }
 
+    /// Whether a compaction to `main` leaves any record at or below it.
+    pub(crate) fn keeps_any(&self, main: i64) -> bool {
+        let reader = self.index.reader();
+        reader.count(KeyRange::all(), Revision::end_of(main)) > 0
+            || !reader.keep_of_compaction(main).is_empty()
+    }
+
     pub(crate) fn begin_compaction(&mut self, job: CompactionJob) {
         self.compact_revision = job.revision;
         self.shared.publish_compaction(job.revision);
@@ -159,12 +175,12 @@ impl Store {
 
     /// Checkpoints are written down from cluster version 3.6 on.
     pub(crate) fn persists_checkpoints(&self) -> bool {
-        self.members.cluster_version().is_some_and(|version| *version >= Version::new(3, 6, 0))
+        self.members.version().is_some_and(|version| *version >= Version::new(3, 6, 0))
     }
 
     /// Brings the schema version of the file to that of the cluster.
     pub(crate) fn migrate_storage_version(&mut self) {
-        let Some(cluster) = self.members.cluster_version() else { return };
+        let Some(cluster) = self.members.version() else { return };
         let wanted = Version::new(cluster.major, cluster.minor, 0);
         if wanted < Version::new(3, 5, 0) || self.storage_version.as_ref() == Some(&wanted) {
             return;

@@ -209,7 +209,7 @@ fn check_range(store: &Store, range: &RangeRequest) -> Result<(), ApiError> {
 
 /// Whether a put can be carried out.
 pub(crate) fn check_put(store: &Store, put: &PutRequest) -> Result<(), ApiError> {
-    if put.lease != 0 && !store.shared.leases().contains(LeaseId(put.lease)) {
+    if put.lease != 0 && !store.shared.leases().get(LeaseId(put.lease)).is_some() {
         return Err(ApiError::LeaseNotFound);
     }
     if (put.ignore_value || put.ignore_lease)

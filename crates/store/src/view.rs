@@ -126,19 +126,6 @@ impl View {
         Ok(true)
     }
 
-    /// The length of the value stored at a revision, in bytes; `None` if it is not there.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Bolt`] if the file is damaged or cannot be read.
-    pub(crate) fn record_len(&self, revision: Revision) -> Result<Option<u32>, Error> {
-        let len = match self.segment(revision.main) {
-            Some(segment) => segment.get(revision).map(|record| record.bytes.len()),
-            None => self.file_record(revision)?.map(<[u8]>::len),
-        };
-        Ok(len.map(|len| u32::try_from(len).expect("the engine's values are below 2 GiB")))
-    }
-
     fn file_record(&self, revision: Revision) -> Result<Option<&[u8]>, Error> {
         let Some(bucket) = self.read.bucket(schema::KEY.as_bytes())? else { return Ok(None) };
         Ok(bucket.get(BucketKey::encode(revision, false).as_bytes())?)

@@ -5,7 +5,7 @@ mod plan;
 mod sort;
 
 pub use emit::{EmitError, Emitter, Progress};
-pub use plan::{Plan, ReadAt, plan, reads_values};
+pub use plan::{Plan, PlanError, ReadAt, plan, reads_values};
 
 /// The bytes of a protobuf varint.
 pub(crate) fn varint_len(value: u64) -> u64 {

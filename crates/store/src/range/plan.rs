@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use keelson_proto::ApiError;
 use keelson_proto::rpc::etcdserverpb::RangeRequest;
-use keelson_proto::rpc::etcdserverpb::range_request::{SortOrder, SortTarget};
+use keelson_proto::rpc::etcdserverpb::range_request::SortTarget;
 
 use super::emit::Emitter;
 use super::sort::{self, Candidate};
@@ -70,8 +70,7 @@ pub fn reads_values(request: &RangeRequest) -> bool {
 
 /// Plans a range.
 ///
-/// The request has been validated: its key is not empty, its enums are known. Revisions of records
-/// that are not the newest of their key cost a look into the file for their length.
+/// The request has been validated: its key is not empty, its enums are known.
 ///
 /// # Errors
 ///
@@ -120,7 +119,7 @@ pub fn plan(
         found.truncate(limit);
         plan.more = true;
     }
-    plan.rows = rows(shared, request, found)?;
+    plan.rows = rows(request, found);
     Ok(plan)
 }
 
@@ -136,25 +135,12 @@ pub enum PlanError {
     Store(#[from] Error),
 }
 
-fn rows(
-    shared: &Arc<Shared>,
-    request: &RangeRequest,
-    found: Vec<Candidate>,
-) -> Result<Rows, PlanError> {
+fn rows(request: &RangeRequest, found: Vec<Candidate>) -> Rows {
     if request.keys_only {
-        return Ok(Rows::Encoded(found.into_iter().map(Candidate::encode_key_only).collect()));
+        return Rows::Encoded(found.into_iter().map(Candidate::encode_key_only).collect());
     }
-    let view = shared.view();
-    let rows = found.into_iter().map(|candidate| {
-        let len = match candidate.stored_len {
-            Some(len) => len,
-            None => view
-                .record_len(candidate.revision)?
-                .ok_or(PlanError::Refused(ApiError::Compacted))?,
-        };
-        Ok(Row { revision: candidate.revision, len })
-    });
-    Ok(Rows::Stored(rows.collect::<Result<_, PlanError>>()?))
+    let row = |candidate: Candidate| Row { revision: candidate.revision, len: candidate.len };
+    Rows::Stored(found.into_iter().map(row).collect())
 }
 
 /// The moment to read at, held against compaction.
@@ -282,8 +268,8 @@ impl Candidate {
             revision: entry.rev,
             create: entry.create,
             version: entry.version,
-            stored_len: entry.stored_len,
-            key: keep_key.then(|| entry.key.to_vec()),
+            len: entry.stored_len,
+            key: if keep_key { entry.key.to_vec() } else { Vec::new() },
             value: None,
         }
     }
@@ -292,10 +278,9 @@ impl Candidate {
     /// etcd 3.7; where the record was read for its value, the lease is there.
     fn encode_key_only(self) -> Vec<u8> {
         let mut out = Vec::new();
-        let (key, lease) = match (&self.value, &self.key) {
-            (Some(read), _) => (&read.key, read.lease),
-            (None, Some(key)) => (key, 0),
-            (None, None) => unreachable!("a key-only row has its key from the index or the record"),
+        let (key, lease) = match &self.value {
+            Some(read) => (&read.key, read.lease),
+            None => (&self.key, 0),
         };
         record::encode(key, self.create, self.revision.main, self.version, &[], lease, &mut out);
         out

@@ -14,9 +14,10 @@ pub(super) struct Candidate {
     pub(super) revision: Revision,
     pub(super) create: i64,
     pub(super) version: i64,
-    pub(super) stored_len: Option<u32>,
-    /// The key, where the answer is keys only.
-    pub(super) key: Option<Vec<u8>>,
+    /// The length of the stored record, in bytes.
+    pub(super) len: u32,
+    /// The key, where the answer is keys only and made from the index; empty otherwise.
+    pub(super) key: Vec<u8>,
     /// What was read, where the order is by value.
     pub(super) value: Option<Read>,
 }
