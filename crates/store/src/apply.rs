@@ -34,7 +34,11 @@ impl Store {
     ///
     /// If the entry does not follow the last one.
     pub fn apply(&mut self, entry: &Entry, answer: Answer) -> Result<Applied, Error> {
-        assert_eq!(entry.index, self.applied.0.next(), "entries are applied in order, each once");
+        assert_eq!(
+            entry.index,
+            self.applied.0.next(),
+            "entries are applied in order, each once"
+        );
         assert!(entry.term >= self.applied.1, "terms never go back in a log");
         let applied = match entry.kind {
             EntryKind::Normal if entry.data.is_empty() => Applied {
@@ -49,7 +53,10 @@ impl Store {
                 Ok(change) => self.apply_conf_change(entry, change),
                 Err(error) => stop(entry, &error.to_string()),
             },
-            EntryKind::ConfChangeV2 => stop(entry, "a joint configuration change, which etcd never makes"),
+            EntryKind::ConfChangeV2 => stop(
+                entry,
+                "a joint configuration change, which etcd never makes",
+            ),
         };
         self.applied = (entry.index, entry.term);
         self.publish();
@@ -148,7 +155,9 @@ impl Store {
         request: &InternalRaftRequest,
         run: impl FnOnce(&mut Store) -> Result<Outcome, Failure>,
     ) -> Result<Applied, Failure> {
-        let room = self.quota.has_room(self.shared.sizes().total, quota::cost(request));
+        let room = self
+            .quota
+            .has_room(self.shared.sizes().total, quota::cost(request));
         let outcome = run(self)?;
         if room {
             return Ok(done(outcome));
@@ -157,7 +166,10 @@ impl Store {
         if !self.alarms.is_active(AlarmType::Nospace) {
             effects.push(Effect::RaiseNoSpace);
         }
-        Ok(Applied { outcome: Outcome::Refused(ApiError::NoSpace), effects })
+        Ok(Applied {
+            outcome: Outcome::Refused(ApiError::NoSpace),
+            effects,
+        })
     }
 
     fn put(&mut self, put: &PutRequest, wanted: bool) -> Result<Outcome, Failure> {
@@ -213,10 +225,16 @@ impl Store {
         });
         let mark = BucketKey::encode(Revision { main: to, sub: 0 }, false);
         let key = schema::SCHEDULED_COMPACT;
-        self.tail.change_rows(vec![RowChange::put(schema::META, key, mark.as_bytes())]);
+        self.tail
+            .change_rows(vec![RowChange::put(schema::META, key, mark.as_bytes())]);
         self.scheduled_compact = to;
-        let outcome = Outcome::Compact { revision: self.revision };
-        Ok(Applied { outcome, effects: smallvec![Effect::Commit] })
+        let outcome = Outcome::Compact {
+            revision: self.revision,
+        };
+        Ok(Applied {
+            outcome,
+            effects: smallvec![Effect::Commit],
+        })
     }
 
     fn lease_grant(&mut self, grant: &LeaseGrantRequest) -> Result<Outcome, Failure> {
@@ -225,7 +243,11 @@ impl Store {
         let ttl = self.shared.leases_mut().grant(id, grant.ttl, &mut rows)?;
         self.shared.deadlines().granted(id, ttl, 0, self.now);
         self.tail.change_rows(rows);
-        Ok(Outcome::LeaseGrant { id, ttl, revision: self.revision })
+        Ok(Outcome::LeaseGrant {
+            id,
+            ttl,
+            revision: self.revision,
+        })
     }
 
     /// Deletes the keys of a lease, sorted, under one revision, and the lease.
@@ -239,7 +261,9 @@ impl Store {
         for key in &keys {
             change.delete(key);
         }
-        Ok(Outcome::LeaseRevoke { revision: change.finish() })
+        Ok(Outcome::LeaseRevoke {
+            revision: change.finish(),
+        })
     }
 
     fn lease_checkpoint(&mut self, request: &LeaseCheckpointRequest) -> Outcome {
@@ -248,8 +272,12 @@ impl Store {
         for checkpoint in &request.checkpoints {
             let id = LeaseId(checkpoint.id);
             let remaining = checkpoint.remaining_ttl;
-            self.shared.leases_mut().checkpoint(id, remaining, persist, &mut rows);
-            self.shared.deadlines().checkpointed(id, remaining, self.now);
+            self.shared
+                .leases_mut()
+                .checkpoint(id, remaining, persist, &mut rows);
+            self.shared
+                .deadlines()
+                .checkpointed(id, remaining, self.now);
         }
         self.tail.change_rows(rows);
         Outcome::LeaseCheckpoint
@@ -267,7 +295,10 @@ impl Store {
 }
 
 pub(crate) fn done(outcome: Outcome) -> Applied {
-    Applied { outcome, effects: SmallVec::new() }
+    Applied {
+        outcome,
+        effects: SmallVec::new(),
+    }
 }
 
 fn refuse(error: ApiError) -> Applied {
@@ -280,5 +311,8 @@ pub(crate) fn stop(entry: &Entry, reason: &str) -> Applied {
          does not follow, or the log is damaged",
         entry.index, entry.term
     );
-    Applied { outcome: Outcome::Nothing, effects: smallvec![Effect::Stop(reason)] }
+    Applied {
+        outcome: Outcome::Nothing,
+        effects: smallvec![Effect::Stop(reason)],
+    }
 }

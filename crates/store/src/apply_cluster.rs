@@ -38,7 +38,10 @@ impl Store {
             }
         };
         let conf_state = self.conf_state.clone();
-        Applied { outcome, effects: smallvec![Effect::ConfChange { change, conf_state }] }
+        Applied {
+            outcome,
+            effects: smallvec![Effect::ConfChange { change, conf_state }],
+        }
     }
 
     /// Applies the request if it is one about the cluster.
@@ -48,7 +51,10 @@ impl Store {
         request: &InternalRaftRequest,
     ) -> Option<Applied> {
         Some(match self.change_cluster(request)? {
-            Ok(effects) => Applied { outcome: Outcome::Cluster, effects },
+            Ok(effects) => Applied {
+                outcome: Outcome::Cluster,
+                effects,
+            },
             Err(error) => stop(entry, &error.to_string()),
         })
     }

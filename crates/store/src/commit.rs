@@ -74,8 +74,14 @@ impl Committer {
         shared: Arc<Shared>,
         boundary: Boundary,
     ) -> Committer {
-        let committer =
-            Committer { db, path: path.to_owned(), options, shared, boundary, running: None };
+        let committer = Committer {
+            db,
+            path: path.to_owned(),
+            options,
+            shared,
+            boundary,
+            running: None,
+        };
         committer.publish_sizes();
         committer
     }
@@ -86,7 +92,10 @@ impl Committer {
     ///
     /// A failing file.
     pub fn durable(&self) -> Result<Durable, Error> {
-        Ok(Durable { boundary: self.boundary.clone(), read: self.db.begin_read()? })
+        Ok(Durable {
+            boundary: self.boundary.clone(),
+            read: self.db.begin_read()?,
+        })
     }
 
     /// Writes a sealed segment; when this returns, it is in the file for good, and readers see it
@@ -104,7 +113,9 @@ impl Committer {
             boundary.index
         );
         let mut tx = self.db.begin_write()?;
-        let records = sealed.segment.copy(sealed.segment.first(), sealed.segment.end(), usize::MAX);
+        let records = sealed
+            .segment
+            .copy(sealed.segment.first(), sealed.segment.end(), usize::MAX);
         if !records.is_empty() {
             let mut keys = tx.bucket_mut(schema::KEY.as_bytes())?;
             keys.set_fill_percent(KEY_FILL);
@@ -118,7 +129,8 @@ impl Committer {
         tx.commit()?;
         self.boundary = boundary.clone();
         let durable = self.durable()?;
-        self.shared.change_view(|view| view.after_commit(&durable, WINDOW_BYTES_MAX));
+        self.shared
+            .change_view(|view| view.after_commit(&durable, WINDOW_BYTES_MAX));
         self.shared.take_sealed_bytes(sealed.bytes());
         self.publish_sizes();
         Ok(durable)
@@ -130,13 +142,20 @@ impl Committer {
     ///
     /// If one is running, or its revision is not in the file yet.
     pub fn begin_compaction(&mut self, job: CompactionJob) {
-        assert!(self.running.is_none(), "compactions run one after the other");
+        assert!(
+            self.running.is_none(),
+            "compactions run one after the other"
+        );
         assert!(
             job.revision <= self.boundary.revision,
             "a compaction's mark is in the file before its deletions"
         );
         let next = Revision { main: 0, sub: 0 };
-        self.running = Some(RunningJob { job, next, crc: None });
+        self.running = Some(RunningJob {
+            job,
+            next,
+            crc: None,
+        });
     }
 
     /// Carries the running compaction on by one bounded transaction.
@@ -145,7 +164,9 @@ impl Committer {
     ///
     /// A failing or damaged file; the process must end then.
     pub fn continue_compaction(&mut self) -> Result<JobProgress, Error> {
-        let Some(mut running) = self.running.take() else { return Ok(JobProgress::Idle) };
+        let Some(mut running) = self.running.take() else {
+            return Ok(JobProgress::Idle);
+        };
         let revision = running.job.revision;
         let batch = running.look(&self.shared.view().read().clone())?;
         let finished = batch.next.is_none();
@@ -155,7 +176,13 @@ impl Committer {
             keys.delete(BucketKey::encode(*revision, *tombstone).as_bytes())?;
         }
         if finished {
-            let mark = BucketKey::encode(Revision { main: revision, sub: 0 }, false);
+            let mark = BucketKey::encode(
+                Revision {
+                    main: revision,
+                    sub: 0,
+                },
+                false,
+            );
             tx.bucket_mut(schema::META.as_bytes())?
                 .put(schema::FINISHED_COMPACT, mark.as_bytes())?;
         }
@@ -186,12 +213,22 @@ impl Committer {
         let temporary = self.path.with_extension("tmp.defrag");
         let file = |action, path: &Path| {
             let path = path.to_owned();
-            move |source| Error::File { action, path, source }
+            move |source| Error::File {
+                action,
+                path,
+                source,
+            }
         };
         if temporary.exists() {
             std::fs::remove_file(&temporary).map_err(file("remove", &temporary))?;
         }
-        let fresh = Db::open(&temporary, Options { initial_map_size: 0, ..self.options.clone() })?;
+        let fresh = Db::open(
+            &temporary,
+            Options {
+                initial_map_size: 0,
+                ..self.options.clone()
+            },
+        )?;
         keelson_bolt::compact(&self.db, &fresh, DEFRAGMENT_TX_BYTES, KEY_FILL)?;
         fresh.close()?;
         std::fs::rename(&temporary, &self.path).map_err(file("rename", &temporary))?;
@@ -201,7 +238,8 @@ impl Committer {
             .map_err(file("sync", directory))?;
         self.db = Db::open(&self.path, self.options.clone())?;
         let durable = self.durable()?;
-        self.shared.change_view(|view| view.with_read(durable.read.clone()));
+        self.shared
+            .change_view(|view| view.with_read(durable.read.clone()));
         self.publish_sizes();
         Ok(durable)
     }
@@ -235,7 +273,10 @@ impl RunningJob {
             let all: fn(&Row<'_>) -> bool = |_| true;
             Box::new(Hasher::new(previous, revision, all))
         });
-        let mut batch = Batch { dead: Vec::new(), next: None };
+        let mut batch = Batch {
+            dead: Vec::new(),
+            next: None,
+        };
         let mut rows = 0;
         walk_file_from(read, self.next, revision, |row| {
             if rows == BATCH_ROWS {
@@ -243,7 +284,11 @@ impl RunningJob {
                 return std::ops::ControlFlow::Break(());
             }
             rows += 1;
-            let died = self.job.dead.binary_search(&(row.revision, row.tombstone)).is_ok();
+            let died = self
+                .job
+                .dead
+                .binary_search(&(row.revision, row.tombstone))
+                .is_ok();
             if died {
                 batch.dead.push((row.revision, row.tombstone));
             }
@@ -263,7 +308,11 @@ fn walk_file_from(
     mut f: impl FnMut(Row<'_>) -> std::ops::ControlFlow<()>,
 ) -> Result<(), Error> {
     walk_file(read, from.main, to, |row| {
-        if row.revision < from { std::ops::ControlFlow::Continue(()) } else { f(row) }
+        if row.revision < from {
+            std::ops::ControlFlow::Continue(())
+        } else {
+            f(row)
+        }
     })
 }
 
@@ -287,8 +336,14 @@ pub(crate) fn boundary_rows(boundary: &Boundary) -> Vec<RowChange> {
     };
     let mut rows = Vec::with_capacity(3);
     if boundary.index.0 > 0 {
-        rows.push(row(schema::CONSISTENT_INDEX, boundary.index.0.to_be_bytes().to_vec()));
-        rows.push(row(schema::CONF_STATE, member::conf_state_to_json(&boundary.conf_state)));
+        rows.push(row(
+            schema::CONSISTENT_INDEX,
+            boundary.index.0.to_be_bytes().to_vec(),
+        ));
+        rows.push(row(
+            schema::CONF_STATE,
+            member::conf_state_to_json(&boundary.conf_state),
+        ));
     }
     if boundary.term.0 > 0 {
         rows.push(row(schema::TERM, boundary.term.0.to_be_bytes().to_vec()));

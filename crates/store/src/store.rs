@@ -27,7 +27,9 @@ impl Quota {
     /// From the flag: 0 is the default of 2 GiB, a negative value is no quota.
     #[must_use]
     pub fn new(configured: i64) -> Quota {
-        Quota { bytes: quota::effective(configured) }
+        Quota {
+            bytes: quota::effective(configured),
+        }
     }
 
     /// Whether a database of `size` bytes has room for `cost` more.
@@ -136,7 +138,10 @@ impl Store {
 
     /// Notes that the commit thread has finished a compaction.
     pub fn compaction_finished(&mut self) {
-        assert!(self.unfinished_compactions > 0, "a compaction finishes once");
+        assert!(
+            self.unfinished_compactions > 0,
+            "a compaction finishes once"
+        );
         self.unfinished_compactions -= 1;
     }
 
@@ -166,7 +171,10 @@ impl Store {
             return;
         }
         let attached = self.shared.leases_mut().attach(key, lease);
-        assert!(attached.is_ok(), "the lease of a put has been looked up before");
+        assert!(
+            attached.is_ok(),
+            "the lease of a put has been looked up before"
+        );
     }
 
     pub(crate) fn peek<'b>(&self, bytes: &'b [u8]) -> Result<Peek<'b>, Error> {
@@ -175,22 +183,31 @@ impl Store {
 
     /// Checkpoints are written down from cluster version 3.6 on.
     pub(crate) fn persists_checkpoints(&self) -> bool {
-        self.members.version().is_some_and(|version| *version >= Version::new(3, 6, 0))
+        self.members
+            .version()
+            .is_some_and(|version| *version >= Version::new(3, 6, 0))
     }
 
     /// Brings the schema version of the file to that of the cluster.
     pub(crate) fn migrate_storage_version(&mut self) {
-        let Some(cluster) = self.members.version() else { return };
+        let Some(cluster) = self.members.version() else {
+            return;
+        };
         let wanted = Version::new(cluster.major, cluster.minor, 0);
         if wanted < Version::new(3, 5, 0) || self.storage_version.as_ref() == Some(&wanted) {
             return;
         }
-        let value =
-            (wanted >= Version::new(3, 6, 0)).then(|| wanted.to_string().into_bytes());
+        let value = (wanted >= Version::new(3, 6, 0)).then(|| wanted.to_string().into_bytes());
         let key = schema::STORAGE_VERSION.to_vec();
         self.storage_version = value.is_some().then_some(wanted);
-        self.tail.change_rows(vec![RowChange { bucket: schema::META, key, value }]);
-        self.shared.storage_version.store(Arc::new(self.storage_version.clone()));
+        self.tail.change_rows(vec![RowChange {
+            bucket: schema::META,
+            key,
+            value,
+        }]);
+        self.shared
+            .storage_version
+            .store(Arc::new(self.storage_version.clone()));
     }
 
     /// Makes what an entry changed visible to readers.

@@ -75,11 +75,7 @@ pub fn reads_values(request: &RangeRequest) -> bool {
 /// # Errors
 ///
 /// [`PlanError::Refused`] with `FutureRev` or `Compacted`; [`PlanError::Store`] if the file fails.
-pub fn plan(
-    shared: &Arc<Shared>,
-    request: &RangeRequest,
-    at: ReadAt,
-) -> Result<Plan, PlanError> {
+pub fn plan(shared: &Arc<Shared>, request: &RangeRequest, at: ReadAt) -> Result<Plan, PlanError> {
     let moment = Moment::of(shared, request, at)?;
     let range = KeyRange::new(&request.key, &request.range_end);
     let count = shared.index().count(range, moment.at);
@@ -109,7 +105,11 @@ pub fn plan(
         if filters.pass(&entry) {
             found.push(Candidate::of(&entry, keep_keys));
         }
-        if found.len() < fetch_max { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        if found.len() < fetch_max {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
     });
     if values {
         sort::read_values(shared, &mut found)?;
@@ -139,7 +139,10 @@ fn rows(request: &RangeRequest, found: Vec<Candidate>) -> Rows {
     if request.keys_only {
         return Rows::Encoded(found.into_iter().map(Candidate::encode_key_only).collect());
     }
-    let row = |candidate: Candidate| Row { revision: candidate.revision, len: candidate.len };
+    let row = |candidate: Candidate| Row {
+        revision: candidate.revision,
+        len: candidate.len,
+    };
     Rows::Stored(found.into_iter().map(row).collect())
 }
 
@@ -151,18 +154,18 @@ struct Moment {
 }
 
 impl Moment {
-    fn of(
-        shared: &Arc<Shared>,
-        request: &RangeRequest,
-        at: ReadAt,
-    ) -> Result<Moment, ApiError> {
+    fn of(shared: &Arc<Shared>, request: &RangeRequest, at: ReadAt) -> Result<Moment, ApiError> {
         match at {
             ReadAt::InTxn { at, header } => {
                 let at = match request.revision {
                     revision if revision > 0 => Revision::end_of(revision),
                     _ => at,
                 };
-                Ok(Moment { at, header, pin: shared.pin(at.main) })
+                Ok(Moment {
+                    at,
+                    header,
+                    pin: shared.pin(at.main),
+                })
             }
             ReadAt::Current if request.revision > 0 => {
                 let header = shared.revision();
@@ -173,7 +176,11 @@ impl Moment {
                 if request.revision < shared.compact_revision() {
                     return Err(ApiError::Compacted);
                 }
-                Ok(Moment { at: Revision::end_of(request.revision), header, pin })
+                Ok(Moment {
+                    at: Revision::end_of(request.revision),
+                    header,
+                    pin,
+                })
             }
             // A compaction may pass between the two looks; the current revision is then a later
             // one, and the next attempt holds that.
@@ -181,7 +188,11 @@ impl Moment {
                 let header = shared.revision();
                 let pin = shared.pin(header);
                 if header >= shared.compact_revision() {
-                    return Ok(Moment { at: Revision::end_of(header), header, pin });
+                    return Ok(Moment {
+                        at: Revision::end_of(header),
+                        header,
+                        pin,
+                    });
                 }
             },
         }
@@ -207,7 +218,9 @@ impl Filters {
     }
 
     fn any(&self) -> bool {
-        [self.mod_min, self.mod_max, self.create_min, self.create_max].iter().any(|&bound| bound != 0)
+        [self.mod_min, self.mod_max, self.create_min, self.create_max]
+            .iter()
+            .any(|&bound| bound != 0)
     }
 
     fn pass(&self, entry: &Found<'_>) -> bool {
@@ -243,7 +256,11 @@ impl Plan {
     /// The length of what follows the records, in bytes.
     #[must_use]
     pub fn tail_len(&self) -> u64 {
-        let count = if self.count == 0 { 0 } else { 1 + varint_len(self.count) };
+        let count = if self.count == 0 {
+            0
+        } else {
+            1 + varint_len(self.count)
+        };
         count + if self.more { 2 } else { 0 }
     }
 
@@ -269,7 +286,11 @@ impl Candidate {
             create: entry.create,
             version: entry.version,
             len: entry.stored_len,
-            key: if keep_key { entry.key.to_vec() } else { Vec::new() },
+            key: if keep_key {
+                entry.key.to_vec()
+            } else {
+                Vec::new()
+            },
             value: None,
         }
     }
@@ -282,7 +303,15 @@ impl Candidate {
             Some(read) => (&read.key, read.lease),
             None => (&self.key, 0),
         };
-        record::encode(key, self.create, self.revision.main, self.version, &[], lease, &mut out);
+        record::encode(
+            key,
+            self.create,
+            self.revision.main,
+            self.version,
+            &[],
+            lease,
+            &mut out,
+        );
         out
     }
 }

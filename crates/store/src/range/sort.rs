@@ -73,17 +73,17 @@ impl Order {
 }
 
 /// Reads the value of each row.
-pub(super) fn read_values(
-    shared: &Arc<Shared>,
-    found: &mut [Candidate],
-) -> Result<(), PlanError> {
+pub(super) fn read_values(shared: &Arc<Shared>, found: &mut [Candidate]) -> Result<(), PlanError> {
     let view = shared.view();
     for row in found {
-        let bytes =
-            view.record(row.revision)?.ok_or(PlanError::Refused(ApiError::Compacted))?;
+        let bytes = view
+            .record(row.revision)?
+            .ok_or(PlanError::Refused(ApiError::Compacted))?;
         let peeked = record::peek(&bytes).map_err(|source| Error::CorruptRow {
             bucket: schema::KEY,
-            key: crate::BucketKey::encode(row.revision, false).as_bytes().to_vec(),
+            key: crate::BucketKey::encode(row.revision, false)
+                .as_bytes()
+                .to_vec(),
             reason: source.to_string(),
         })?;
         row.value = Some(Read {
