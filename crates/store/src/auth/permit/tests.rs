@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use keelson_proto::rpc::authpb::{Permission, Role, User};
+use keelson_proto::rpc::etcdserverpb::DeleteRangeRequest;
 use prost::Message as _;
 use smallvec::smallvec;
 
 use super::*;
-use crate::lease::KeySet;
+use crate::lease::{KeySet, Table};
 
 const REVISION: u64 = 5;
 
@@ -216,4 +217,30 @@ fn what_was_read_under_another_revision_is_not_current() {
         auth_revision: REVISION - 1,
     };
     assert_eq!(is_current(&state, &old), Err(ApiError::AuthOldRevision));
+}
+
+#[test]
+fn an_entry_is_applied_for_the_user_in_its_header() {
+    let table = Table::default();
+    let entry = |username: &str| InternalRaftRequest {
+        header: Some(RequestHeader {
+            id: 1,
+            username: username.into(),
+            auth_revision: REVISION,
+        }),
+        delete_range: Some(DeleteRangeRequest {
+            key: "a".into(),
+            ..DeleteRangeRequest::default()
+        }),
+        ..InternalRaftRequest::default()
+    };
+    let check =
+        |request: &InternalRaftRequest, enabled| permit_entry(&state(enabled), request, &table);
+    assert_eq!(check(&entry("reader"), true), Ok(()));
+    let denied = Err(ApiError::PermissionDenied);
+    assert_eq!(check(&entry("nothing"), true), denied);
+    let mut nobody = entry("");
+    nobody.header = None;
+    assert_eq!(check(&nobody, true), Err(ApiError::UserEmpty));
+    assert_eq!(check(&nobody, false), Ok(()));
 }
