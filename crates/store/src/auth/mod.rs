@@ -11,5 +11,5 @@ mod state;
 
 pub use need::{Access, KeyNeed, LeaseKeys, Need, before_proposal, need, need_of_txn};
 pub use password::{COST_DEFAULT, PASSWORD_BYTES_MAX, hash, propose_hash, verify};
-pub use permit::{Who, is_current, permit};
+pub use permit::{Who, is_current, permit, permit_entry};
 pub use state::{AuthState, ROOT};

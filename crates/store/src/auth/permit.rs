@@ -1,8 +1,9 @@
 //! The one check.
 
 use keelson_proto::ApiError;
+use keelson_proto::rpc::etcdserverpb::{InternalRaftRequest, RequestHeader};
 
-use super::need::{Access, KeyNeed, Need};
+use super::need::{Access, KeyNeed, LeaseKeys, Need, need};
 use super::state::AuthState;
 
 /// Who sends a request: what a token, a certificate or an entry's header says.
@@ -20,6 +21,43 @@ impl Who<'_> {
         user: "",
         auth_revision: 0,
     };
+}
+
+impl<'a> Who<'a> {
+    /// The user that an entry's header names; nobody where there is no header.
+    #[must_use]
+    pub fn of_header(header: Option<&'a RequestHeader>) -> Who<'a> {
+        let Some(RequestHeader {
+            id: _,
+            username,
+            auth_revision,
+        }) = header
+        else {
+            return Who::NOBODY;
+        };
+        Who {
+            user: username,
+            auth_revision: *auth_revision,
+        }
+    }
+}
+
+/// Whether an entry's request may be applied: [`permit`] of what it [`need`]s, by the user in its
+/// header. While authentication is off the request is not looked at.
+///
+/// # Errors
+///
+/// As [`permit`].
+pub fn permit_entry(
+    state: &AuthState,
+    request: &InternalRaftRequest,
+    leases: &impl LeaseKeys,
+) -> Result<(), ApiError> {
+    if !state.enabled() {
+        return Ok(());
+    }
+    let who = Who::of_header(request.header.as_ref());
+    permit(state, &who, &need(request, leases))
 }
 
 /// Whether `who` has what a request needs. While authentication is off, everybody has.

@@ -4,10 +4,10 @@ use std::collections::{BTreeSet, btree_set};
 use std::sync::Arc;
 
 /// A sorted set of keys. Most leases have one key or none, and pay for no more.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct KeySet(Few);
 
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 enum Few {
     #[default]
     None,
@@ -43,7 +43,7 @@ impl KeySet {
         })
     }
 
-    pub(super) fn insert(&mut self, key: Arc<[u8]>) {
+    pub(crate) fn insert(&mut self, key: Arc<[u8]>) {
         match &mut self.0 {
             Few::None => self.0 = Few::One(key),
             Few::One(first) if *first == key => {}
@@ -71,6 +71,15 @@ impl KeySet {
         }
     }
 }
+
+/// The same keys, however they are kept.
+impl PartialEq for KeySet {
+    fn eq(&self, other: &KeySet) -> bool {
+        self.iter().eq(other.iter())
+    }
+}
+
+impl Eq for KeySet {}
 
 impl<'a> IntoIterator for &'a KeySet {
     type Item = &'a [u8];

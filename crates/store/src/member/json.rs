@@ -109,6 +109,10 @@ fn parse<'a, T: Deserialize<'a>>(
     expected: &'static str,
     value: &'a [u8],
 ) -> Result<T, RowError> {
+    // serde would read structs from lists, too.
+    if value.trim_ascii_start().first() != Some(&b'{') {
+        return Err(RowError::value(place, key, expected, value));
+    }
     serde_json::from_slice(value).map_err(|error| RowError::new(place, key, expected, error))
 }
 
