@@ -12,7 +12,7 @@ use keelson_proto::rpc::etcdserverpb::{
 use keelson_proto::{ApiError, request};
 use smallvec::{SmallVec, smallvec};
 
-use crate::auth::{self, Who};
+use crate::auth;
 use crate::change::Change;
 use crate::compaction::CompactionJob;
 use crate::outcome::{Answer, Applied, Effect, Outcome};
@@ -97,13 +97,7 @@ impl Store {
         if !self.auth.enabled() {
             return Ok(());
         }
-        let header = request.header.as_ref();
-        let who = Who {
-            user: header.map_or("", |header| &header.username),
-            auth_revision: header.map_or(0, |header| header.auth_revision),
-        };
-        let leases = self.shared.leases();
-        auth::permit(&self.auth, &who, &auth::need(request, &*leases))
+        auth::permit_entry(&self.auth, request, &*self.shared.leases())
     }
 
     fn dispatch(

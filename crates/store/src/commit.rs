@@ -35,7 +35,8 @@ const DEFRAGMENT_TX_BYTES: u64 = 8 << 20;
 /// Writes to the file; owned by the commit thread.
 pub struct Committer {
     db: Db,
-    path: PathBuf,
+    /// Where the file is, if it is one.
+    path: Option<PathBuf>,
     options: Options,
     shared: Arc<Shared>,
     boundary: Boundary,
@@ -69,14 +70,14 @@ pub enum JobProgress {
 impl Committer {
     pub(crate) fn new(
         db: Db,
-        path: &Path,
+        path: Option<&Path>,
         options: Options,
         shared: Arc<Shared>,
         boundary: Boundary,
     ) -> Committer {
         let committer = Committer {
             db,
-            path: path.to_owned(),
+            path: path.map(Path::to_owned),
             options,
             shared,
             boundary,
@@ -210,7 +211,8 @@ impl Committer {
     ///
     /// A failing file. Until the rename the old file is untouched, and stays in use.
     pub fn defragment(&mut self) -> Result<Durable, Error> {
-        let temporary = self.path.with_extension("tmp.defrag");
+        let path = self.path.clone().ok_or(Error::NoFile)?;
+        let temporary = path.with_extension("tmp.defrag");
         let file = |action, path: &Path| {
             let path = path.to_owned();
             move |source| Error::File {
@@ -231,12 +233,12 @@ impl Committer {
         )?;
         keelson_bolt::compact(&self.db, &fresh, DEFRAGMENT_TX_BYTES, KEY_FILL)?;
         fresh.close()?;
-        std::fs::rename(&temporary, &self.path).map_err(file("rename", &temporary))?;
-        let directory = self.path.parent().unwrap_or(Path::new("."));
+        std::fs::rename(&temporary, &path).map_err(file("rename", &temporary))?;
+        let directory = path.parent().unwrap_or(Path::new("."));
         std::fs::File::open(directory)
             .and_then(|directory| directory.sync_all())
             .map_err(file("sync", directory))?;
-        self.db = Db::open(&self.path, self.options.clone())?;
+        self.db = Db::open(&path, self.options.clone())?;
         let durable = self.durable()?;
         self.shared
             .change_view(|view| view.with_read(durable.read.clone()));

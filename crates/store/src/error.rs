@@ -32,6 +32,9 @@ pub enum Error {
         /// The storage version in the file.
         found: String,
     },
+    /// The engine is not over a file that could be replaced.
+    #[error("the database is not a file that can be defragmented")]
+    NoFile,
     /// A file operation beside the engine's own failed.
     #[error("{action} {}: {source}", path.display())]
     File {

@@ -39,7 +39,7 @@ pub use compaction::{CompactionJob, Slice};
 pub use error::Error;
 pub use outcome::{Answer, Applied, AuthOutcome, Effect, OpOutcome, Outcome};
 pub use pin::Pin;
-pub use restore::{OpenOptions, Opened, open};
+pub use restore::{OpenOptions, Opened, open, open_db};
 pub use revision::{BucketKey, Revision};
 pub use shared::{Shared, Sizes};
 pub use store::{Quota, Store};

@@ -66,7 +66,15 @@ pub struct Opened {
 /// What the engine says of the file, rows that are not what they must be, and
 /// [`Error::UnsupportedVersion`] for files of releases that this one does not follow.
 pub fn open(path: &Path, options: &OpenOptions) -> Result<Opened, Error> {
-    let db = Db::open(path, options.bolt.clone())?;
+    open_db(Db::open(path, options.bolt.clone())?, Some(path), options)
+}
+
+/// As [`open`], over an engine that is open already; without a path there is no defragmentation.
+///
+/// # Errors
+///
+/// As [`open`].
+pub fn open_db(db: Db, path: Option<&Path>, options: &OpenOptions) -> Result<Opened, Error> {
     create_buckets(&db)?;
     let read = db.begin_read()?;
     let meta = Meta::read(&read)?;
