@@ -3,6 +3,10 @@
 //! The recordings are not in this repository; `KEELSON_DATA` names the folder, and a test without it
 //! fails. The library holds what the tests share: [`wire`] replays client traffic against a server.
 
+pub mod raft_script;
+pub mod raft_script_cluster;
+pub mod raft_script_confchange;
+pub mod raft_script_quorum;
 pub mod wire;
 
 use std::path::PathBuf;
