@@ -12,7 +12,7 @@ use keelson_proto::rpc::etcdserverpb::{
 use keelson_proto::{ApiError, request};
 use smallvec::{SmallVec, smallvec};
 
-use crate::auth::{self, Who};
+use crate::auth;
 use crate::change::Change;
 use crate::compaction::CompactionJob;
 use crate::outcome::{Answer, Applied, Effect, Outcome};
@@ -34,7 +34,11 @@ impl Store {
     ///
     /// If the entry does not follow the last one.
     pub fn apply(&mut self, entry: &Entry, answer: Answer) -> Result<Applied, Error> {
-        assert_eq!(entry.index, self.applied.0.next(), "entries are applied in order, each once");
+        assert_eq!(
+            entry.index,
+            self.applied.0.next(),
+            "entries are applied in order, each once"
+        );
         assert!(entry.term >= self.applied.1, "terms never go back in a log");
         let applied = match entry.kind {
             EntryKind::Normal if entry.data.is_empty() => Applied {
@@ -49,7 +53,10 @@ impl Store {
                 Ok(change) => self.apply_conf_change(entry, change),
                 Err(error) => stop(entry, &error.to_string()),
             },
-            EntryKind::ConfChangeV2 => stop(entry, "a joint configuration change, which etcd never makes"),
+            EntryKind::ConfChangeV2 => stop(
+                entry,
+                "a joint configuration change, which etcd never makes",
+            ),
         };
         self.applied = (entry.index, entry.term);
         self.publish();
@@ -81,22 +88,16 @@ impl Store {
             || request.compaction.is_some()
             || request.lease_grant.is_some()
             || request.lease_revoke.is_some();
-        if changes_keys && self.alarms.any(AlarmType::Corrupt) {
+        if changes_keys && self.alarms.is_active(AlarmType::Corrupt) {
             return Err(ApiError::Corrupt);
         }
-        if quota::cost(request) > 0 && self.alarms.any(AlarmType::Nospace) {
+        if quota::cost(request) > 0 && self.alarms.is_active(AlarmType::Nospace) {
             return Err(ApiError::NoSpace);
         }
         if !self.auth.enabled() {
             return Ok(());
         }
-        let header = request.header.as_ref();
-        let who = Who {
-            user: header.map_or("", |header| &header.username),
-            auth_revision: header.map_or(0, |header| header.auth_revision),
-        };
-        let leases = self.shared.leases();
-        auth::permit(&self.auth, &who, &auth::need(request, &*leases))
+        auth::permit_entry(&self.auth, request, &*self.shared.leases())
     }
 
     fn dispatch(
@@ -148,16 +149,21 @@ impl Store {
         request: &InternalRaftRequest,
         run: impl FnOnce(&mut Store) -> Result<Outcome, Failure>,
     ) -> Result<Applied, Failure> {
-        let room = self.quota.has_room(self.shared.sizes().total, quota::cost(request));
+        let room = self
+            .quota
+            .has_room(self.shared.sizes().total, quota::cost(request));
         let outcome = run(self)?;
         if room {
             return Ok(done(outcome));
         }
         let mut effects = SmallVec::new();
-        if !self.alarms.any(AlarmType::Nospace) {
+        if !self.alarms.is_active(AlarmType::Nospace) {
             effects.push(Effect::RaiseNoSpace);
         }
-        Ok(Applied { outcome: Outcome::Refused(ApiError::NoSpace), effects })
+        Ok(Applied {
+            outcome: Outcome::Refused(ApiError::NoSpace),
+            effects,
+        })
     }
 
     fn put(&mut self, put: &PutRequest, wanted: bool) -> Result<Outcome, Failure> {
@@ -207,24 +213,35 @@ impl Store {
         self.begin_compaction(CompactionJob {
             revision: to,
             previous,
-            remember_hash: self.finished_compact() == self.scheduled_compact,
+            remember_hash: !self.is_compacting(),
+            keeps_any: self.keeps_any(to),
             dead: Vec::new(),
         });
         let mark = BucketKey::encode(Revision { main: to, sub: 0 }, false);
         let key = schema::SCHEDULED_COMPACT;
-        self.tail.change_rows(vec![RowChange::put(schema::META, key, mark.as_bytes())]);
+        self.tail
+            .change_rows(vec![RowChange::put(schema::META, key, mark.as_bytes())]);
         self.scheduled_compact = to;
-        let outcome = Outcome::Compact { revision: self.revision };
-        Ok(Applied { outcome, effects: smallvec![Effect::Commit] })
+        let outcome = Outcome::Compact {
+            revision: self.revision,
+        };
+        Ok(Applied {
+            outcome,
+            effects: smallvec![Effect::Commit],
+        })
     }
 
     fn lease_grant(&mut self, grant: &LeaseGrantRequest) -> Result<Outcome, Failure> {
         let mut rows = Vec::new();
         let id = LeaseId(grant.id);
         let ttl = self.shared.leases_mut().grant(id, grant.ttl, &mut rows)?;
-        self.shared.deadlines().grant(id, ttl);
+        self.shared.deadlines().granted(id, ttl, 0, self.now);
         self.tail.change_rows(rows);
-        Ok(Outcome::LeaseGrant { id, ttl, revision: self.revision })
+        Ok(Outcome::LeaseGrant {
+            id,
+            ttl,
+            revision: self.revision,
+        })
     }
 
     /// Deletes the keys of a lease, sorted, under one revision, and the lease.
@@ -232,24 +249,31 @@ impl Store {
         let id = LeaseId(revoke.id);
         let mut rows = Vec::new();
         let keys = self.shared.leases_mut().revoke(id, &mut rows)?;
-        self.shared.deadlines().revoke(id);
+        self.shared.deadlines().revoked(id);
         self.tail.change_rows(rows);
         let mut change = Change::begin(self);
-        for key in keys {
-            change.delete(&key);
+        for key in &keys {
+            change.delete(key);
         }
-        Ok(Outcome::LeaseRevoke { revision: change.finish() })
+        Ok(Outcome::LeaseRevoke {
+            revision: change.finish(),
+        })
     }
 
     fn lease_checkpoint(&mut self, request: &LeaseCheckpointRequest) -> Outcome {
+        let persist = self.persists_checkpoints();
         let mut rows = Vec::new();
         for checkpoint in &request.checkpoints {
             let id = LeaseId(checkpoint.id);
-            self.shared.leases_mut().checkpoint(id, checkpoint.remaining_ttl, &mut rows);
+            let remaining = checkpoint.remaining_ttl;
+            self.shared
+                .leases_mut()
+                .checkpoint(id, remaining, persist, &mut rows);
+            self.shared
+                .deadlines()
+                .checkpointed(id, remaining, self.now);
         }
-        if self.persists_checkpoints() {
-            self.tail.change_rows(rows);
-        }
+        self.tail.change_rows(rows);
         Outcome::LeaseCheckpoint
     }
 
@@ -265,7 +289,10 @@ impl Store {
 }
 
 pub(crate) fn done(outcome: Outcome) -> Applied {
-    Applied { outcome, effects: SmallVec::new() }
+    Applied {
+        outcome,
+        effects: SmallVec::new(),
+    }
 }
 
 fn refuse(error: ApiError) -> Applied {
@@ -278,5 +305,8 @@ pub(crate) fn stop(entry: &Entry, reason: &str) -> Applied {
          does not follow, or the log is damaged",
         entry.index, entry.term
     );
-    Applied { outcome: Outcome::Nothing, effects: smallvec![Effect::Stop(reason)] }
+    Applied {
+        outcome: Outcome::Nothing,
+        effects: smallvec![Effect::Stop(reason)],
+    }
 }

@@ -32,15 +32,26 @@ impl Store {
         let auth = &self.auth;
         let owned = |names: &mut dyn Iterator<Item = &str>| names.map(str::to_owned).collect();
         let answer = if request.auth_status.is_some() {
-            AuthOutcome::Status { enabled: auth.enabled(), revision: auth.revision() }
+            AuthOutcome::Status {
+                enabled: auth.enabled(),
+                revision: auth.revision(),
+            }
         } else if let Some(user) = &request.auth_user_get {
-            AuthOutcome::User { roles: auth.user(&user.name)?.to_vec() }
+            AuthOutcome::User {
+                roles: auth.user(&user.name)?.to_vec(),
+            }
         } else if request.auth_user_list.is_some() {
-            AuthOutcome::Users { names: owned(&mut auth.users()) }
+            AuthOutcome::Users {
+                names: owned(&mut auth.users()),
+            }
         } else if let Some(role) = &request.auth_role_get {
-            AuthOutcome::Role { permissions: auth.role(&role.role)? }
+            AuthOutcome::Role {
+                permissions: auth.role(&role.role)?,
+            }
         } else if request.auth_role_list.is_some() {
-            AuthOutcome::Roles { names: owned(&mut auth.roles()) }
+            AuthOutcome::Roles {
+                names: owned(&mut auth.roles()),
+            }
         } else {
             return Ok(None);
         };
@@ -71,10 +82,14 @@ impl Store {
             auth.user_add(user, rows)?;
         } else if let Some(user) = &request.auth_user_delete {
             auth.user_delete(user, rows)?;
-            revoked = smallvec![Effect::RevokeTokens { user: Some(user.name.clone()) }];
+            revoked = smallvec![Effect::RevokeTokens {
+                user: Some(user.name.clone())
+            }];
         } else if let Some(user) = &request.auth_user_change_password {
             auth.user_change_password(user, rows)?;
-            revoked = smallvec![Effect::RevokeTokens { user: Some(user.name.clone()) }];
+            revoked = smallvec![Effect::RevokeTokens {
+                user: Some(user.name.clone())
+            }];
         } else if let Some(grant) = &request.auth_user_grant_role {
             auth.user_grant_role(grant, rows)?;
         } else if let Some(revoke) = &request.auth_user_revoke_role {
@@ -94,6 +109,9 @@ impl Store {
             self.tail.change_rows(std::mem::take(rows));
             self.shared.auth.store(self.auth.clone().into());
         }
-        Ok(Some(Applied { outcome: Outcome::Auth(AuthOutcome::Done), effects: revoked }))
+        Ok(Some(Applied {
+            outcome: Outcome::Auth(AuthOutcome::Done),
+            effects: revoked,
+        }))
     }
 }

@@ -28,17 +28,29 @@ pub(crate) struct PutDone {
 impl<'a> Change<'a> {
     pub(crate) fn begin(store: &'a mut Store) -> Change<'a> {
         let main = store.revision + 1;
-        Change { store, main, sub: 0 }
+        Change {
+            store,
+            main,
+            sub: 0,
+        }
     }
 
     /// What a read between the changes so far and the next one sees.
     pub(crate) fn at(&self) -> Revision {
-        Revision { main: self.main, sub: self.sub }.before()
+        Revision {
+            main: self.main,
+            sub: self.sub,
+        }
+        .before()
     }
 
     /// The revision that headers name now: the new one as soon as something was changed.
     pub(crate) fn revision(&self) -> i64 {
-        if self.sub == 0 { self.main - 1 } else { self.main }
+        if self.sub == 0 {
+            self.main - 1
+        } else {
+            self.main
+        }
     }
 
     /// Makes the changes visible.
@@ -49,7 +61,10 @@ impl<'a> Change<'a> {
     }
 
     fn next(&mut self) -> Revision {
-        let revision = Revision { main: self.main, sub: self.sub };
+        let revision = Revision {
+            main: self.main,
+            sub: self.sub,
+        };
         self.sub += 1;
         revision
     }
@@ -61,7 +76,14 @@ impl<'a> Change<'a> {
     ///
     /// A failing file, where the previous value had to be read.
     pub(crate) fn put(&mut self, request: &PutRequest) -> Result<PutDone, Error> {
-        let PutRequest { key, value, lease, prev_kv: _, ignore_value, ignore_lease } = request;
+        let PutRequest {
+            key,
+            value,
+            lease,
+            prev_kv: _,
+            ignore_value,
+            ignore_lease,
+        } = request;
         let kept = if *ignore_value || *ignore_lease {
             match self.store.index.reader().get(key, self.at()) {
                 Some(state) => self.store.shared.view().record(state.rev)?,
@@ -70,7 +92,10 @@ impl<'a> Change<'a> {
         } else {
             None
         };
-        let kept = kept.as_deref().map(|bytes| self.store.peek(bytes)).transpose()?;
+        let kept = kept
+            .as_deref()
+            .map(|bytes| self.store.peek(bytes))
+            .transpose()?;
         let value: &[u8] = match &kept {
             Some(kept) if *ignore_value => kept.value,
             _ => value,
@@ -83,13 +108,34 @@ impl<'a> Change<'a> {
         let store = &mut *self.store;
         let mut len = 0;
         let state = store.index.put_with(key, revision, |create, version| {
-            len = record::encoded_len(key.len(), create, revision.main, version, value.len(), lease);
+            len = record::encoded_len(
+                key.len(),
+                create,
+                revision.main,
+                version,
+                value.len(),
+                lease,
+            );
             u32::try_from(len).expect("requests are bounded far below 4 GiB")
         });
         let bytes = store.tail.encode(len, |slab| {
-            record::encode(key, state.create, revision.main, state.version, value, lease, slab);
+            record::encode(
+                key,
+                state.create,
+                revision.main,
+                state.version,
+                value,
+                lease,
+                slab,
+            );
         });
-        store.tail.push(revision, Record { bytes, tombstone: false });
+        store.tail.push(
+            revision,
+            Record {
+                bytes,
+                tombstone: false,
+            },
+        );
         store.attach(LeaseId(lease), key);
         Ok(PutDone { prev: state.prev })
     }
@@ -104,10 +150,13 @@ impl<'a> Change<'a> {
                 return self.delete(key).into_iter().collect();
             }
             KeyRange::Range { .. } => {
-                self.store.index.reader().visit(range, at, None, &mut |found| {
-                    keys.push(found.key.to_vec());
-                    ControlFlow::Continue(())
-                });
+                self.store
+                    .index
+                    .reader()
+                    .visit(range, at, None, &mut |found| {
+                        keys.push(found.key.to_vec());
+                        ControlFlow::Continue(())
+                    });
             }
         }
         keys.iter().filter_map(|key| self.delete(key)).collect()
@@ -121,8 +170,16 @@ impl<'a> Change<'a> {
         let store = &mut *self.store;
         let prev = store.index.tombstone(key, revision);
         let len = record::tombstone_len(key.len());
-        let bytes = store.tail.encode(len, |slab| record::encode_tombstone(key, slab));
-        store.tail.push(revision, Record { bytes, tombstone: true });
+        let bytes = store
+            .tail
+            .encode(len, |slab| record::encode_tombstone(key, slab));
+        store.tail.push(
+            revision,
+            Record {
+                bytes,
+                tombstone: true,
+            },
+        );
         store.attach(LeaseId::NONE, key);
         assert!(prev.is_some(), "a key that is alive has a value to delete");
         prev

@@ -35,7 +35,8 @@ const DEFRAGMENT_TX_BYTES: u64 = 8 << 20;
 /// Writes to the file; owned by the commit thread.
 pub struct Committer {
     db: Db,
-    path: PathBuf,
+    /// Where the file is, if it is one.
+    path: Option<PathBuf>,
     options: Options,
     shared: Arc<Shared>,
     boundary: Boundary,
@@ -69,13 +70,19 @@ pub enum JobProgress {
 impl Committer {
     pub(crate) fn new(
         db: Db,
-        path: &Path,
+        path: Option<&Path>,
         options: Options,
         shared: Arc<Shared>,
         boundary: Boundary,
     ) -> Committer {
-        let committer =
-            Committer { db, path: path.to_owned(), options, shared, boundary, running: None };
+        let committer = Committer {
+            db,
+            path: path.map(Path::to_owned),
+            options,
+            shared,
+            boundary,
+            running: None,
+        };
         committer.publish_sizes();
         committer
     }
@@ -86,7 +93,10 @@ impl Committer {
     ///
     /// A failing file.
     pub fn durable(&self) -> Result<Durable, Error> {
-        Ok(Durable { boundary: self.boundary.clone(), read: self.db.begin_read()? })
+        Ok(Durable {
+            boundary: self.boundary.clone(),
+            read: self.db.begin_read()?,
+        })
     }
 
     /// Writes a sealed segment; when this returns, it is in the file for good, and readers see it
@@ -104,7 +114,9 @@ impl Committer {
             boundary.index
         );
         let mut tx = self.db.begin_write()?;
-        let records = sealed.segment.copy(sealed.segment.first(), sealed.segment.end(), usize::MAX);
+        let records = sealed
+            .segment
+            .copy(sealed.segment.first(), sealed.segment.end(), usize::MAX);
         if !records.is_empty() {
             let mut keys = tx.bucket_mut(schema::KEY.as_bytes())?;
             keys.set_fill_percent(KEY_FILL);
@@ -118,7 +130,8 @@ impl Committer {
         tx.commit()?;
         self.boundary = boundary.clone();
         let durable = self.durable()?;
-        self.shared.change_view(|view| view.after_commit(&durable, WINDOW_BYTES_MAX));
+        self.shared
+            .change_view(|view| view.after_commit(&durable, WINDOW_BYTES_MAX));
         self.shared.take_sealed_bytes(sealed.bytes());
         self.publish_sizes();
         Ok(durable)
@@ -130,13 +143,20 @@ impl Committer {
     ///
     /// If one is running, or its revision is not in the file yet.
     pub fn begin_compaction(&mut self, job: CompactionJob) {
-        assert!(self.running.is_none(), "compactions run one after the other");
+        assert!(
+            self.running.is_none(),
+            "compactions run one after the other"
+        );
         assert!(
             job.revision <= self.boundary.revision,
             "a compaction's mark is in the file before its deletions"
         );
         let next = Revision { main: 0, sub: 0 };
-        self.running = Some(RunningJob { job, next, crc: None });
+        self.running = Some(RunningJob {
+            job,
+            next,
+            crc: None,
+        });
     }
 
     /// Carries the running compaction on by one bounded transaction.
@@ -145,7 +165,9 @@ impl Committer {
     ///
     /// A failing or damaged file; the process must end then.
     pub fn continue_compaction(&mut self) -> Result<JobProgress, Error> {
-        let Some(mut running) = self.running.take() else { return Ok(JobProgress::Idle) };
+        let Some(mut running) = self.running.take() else {
+            return Ok(JobProgress::Idle);
+        };
         let revision = running.job.revision;
         let batch = running.look(&self.shared.view().read().clone())?;
         let finished = batch.next.is_none();
@@ -155,7 +177,13 @@ impl Committer {
             keys.delete(BucketKey::encode(*revision, *tombstone).as_bytes())?;
         }
         if finished {
-            let mark = BucketKey::encode(Revision { main: revision, sub: 0 }, false);
+            let mark = BucketKey::encode(
+                Revision {
+                    main: revision,
+                    sub: 0,
+                },
+                false,
+            );
             tx.bucket_mut(schema::META.as_bytes())?
                 .put(schema::FINISHED_COMPACT, mark.as_bytes())?;
         }
@@ -183,25 +211,37 @@ impl Committer {
     ///
     /// A failing file. Until the rename the old file is untouched, and stays in use.
     pub fn defragment(&mut self) -> Result<Durable, Error> {
-        let temporary = self.path.with_extension("tmp.defrag");
+        let path = self.path.clone().ok_or(Error::NoFile)?;
+        let temporary = path.with_extension("tmp.defrag");
         let file = |action, path: &Path| {
             let path = path.to_owned();
-            move |source| Error::File { action, path, source }
+            move |source| Error::File {
+                action,
+                path,
+                source,
+            }
         };
         if temporary.exists() {
             std::fs::remove_file(&temporary).map_err(file("remove", &temporary))?;
         }
-        let fresh = Db::open(&temporary, Options { initial_map_size: 0, ..self.options.clone() })?;
+        let fresh = Db::open(
+            &temporary,
+            Options {
+                initial_map_size: 0,
+                ..self.options.clone()
+            },
+        )?;
         keelson_bolt::compact(&self.db, &fresh, DEFRAGMENT_TX_BYTES, KEY_FILL)?;
         fresh.close()?;
-        std::fs::rename(&temporary, &self.path).map_err(file("rename", &temporary))?;
-        let directory = self.path.parent().unwrap_or(Path::new("."));
+        std::fs::rename(&temporary, &path).map_err(file("rename", &temporary))?;
+        let directory = path.parent().unwrap_or(Path::new("."));
         std::fs::File::open(directory)
             .and_then(|directory| directory.sync_all())
             .map_err(file("sync", directory))?;
-        self.db = Db::open(&self.path, self.options.clone())?;
+        self.db = Db::open(&path, self.options.clone())?;
         let durable = self.durable()?;
-        self.shared.change_view(|view| view.with_read(durable.read.clone()));
+        self.shared
+            .change_view(|view| view.with_read(durable.read.clone()));
         self.publish_sizes();
         Ok(durable)
     }
@@ -229,12 +269,16 @@ impl RunningJob {
     /// Walks the next rows of the file: hashes them, and picks those that died.
     fn look(&mut self, read: &keelson_bolt::ReadTx) -> Result<Batch, Error> {
         let (revision, previous) = (self.job.revision, self.job.previous);
+        let keeps_any = self.job.keeps_any;
         // Whatever an earlier compaction has left is there: what died is told by the list below.
         let hasher = self.crc.get_or_insert_with(|| {
             let all: fn(&Row<'_>) -> bool = |_| true;
             Box::new(Hasher::new(previous, revision, all))
         });
-        let mut batch = Batch { dead: Vec::new(), next: None };
+        let mut batch = Batch {
+            dead: Vec::new(),
+            next: None,
+        };
         let mut rows = 0;
         walk_file_from(read, self.next, revision, |row| {
             if rows == BATCH_ROWS {
@@ -242,11 +286,15 @@ impl RunningJob {
                 return std::ops::ControlFlow::Break(());
             }
             rows += 1;
-            let died = self.job.dead.binary_search(&(row.revision, row.tombstone)).is_ok();
+            let died = self
+                .job
+                .dead
+                .binary_search(&(row.revision, row.tombstone))
+                .is_ok();
             if died {
                 batch.dead.push((row.revision, row.tombstone));
             }
-            if !died || row.revision.main > previous {
+            if !died || row.revision.main > previous || !keeps_any {
                 hasher.row(&row);
             }
             std::ops::ControlFlow::Continue(())
@@ -262,7 +310,11 @@ fn walk_file_from(
     mut f: impl FnMut(Row<'_>) -> std::ops::ControlFlow<()>,
 ) -> Result<(), Error> {
     walk_file(read, from.main, to, |row| {
-        if row.revision < from { std::ops::ControlFlow::Continue(()) } else { f(row) }
+        if row.revision < from {
+            std::ops::ControlFlow::Continue(())
+        } else {
+            f(row)
+        }
     })
 }
 
@@ -286,8 +338,14 @@ pub(crate) fn boundary_rows(boundary: &Boundary) -> Vec<RowChange> {
     };
     let mut rows = Vec::with_capacity(3);
     if boundary.index.0 > 0 {
-        rows.push(row(schema::CONSISTENT_INDEX, boundary.index.0.to_be_bytes().to_vec()));
-        rows.push(row(schema::CONF_STATE, member::conf_state_json(&boundary.conf_state)));
+        rows.push(row(
+            schema::CONSISTENT_INDEX,
+            boundary.index.0.to_be_bytes().to_vec(),
+        ));
+        rows.push(row(
+            schema::CONF_STATE,
+            member::conf_state_to_json(&boundary.conf_state),
+        ));
     }
     if boundary.term.0 > 0 {
         rows.push(row(schema::TERM, boundary.term.0.to_be_bytes().to_vec()));

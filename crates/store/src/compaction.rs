@@ -16,7 +16,7 @@ use crate::Revision;
 use crate::index::{IndexWriter, Progress, Pruner};
 
 /// Keys that one slice looks at.
-pub const SLICE_KEYS: usize = 1_000;
+const SLICE_KEYS: usize = 1_000;
 
 /// What the commit thread has to remove for one compaction.
 #[derive(Debug)]
@@ -27,6 +27,9 @@ pub struct CompactionJob {
     pub previous: i64,
     /// Whether the hash may be remembered: the compaction before had finished when this one came.
     pub remember_hash: bool,
+    /// Whether anything at or below the compact revision stays: etcd's hash asks what stays only
+    /// then.
+    pub(crate) keeps_any: bool,
     /// What died, ascending; true marks tombstones.
     pub(crate) dead: Vec<(Revision, bool)>,
 }
@@ -65,13 +68,21 @@ impl Pending {
 
     /// Prunes one slice. `oldest_pin` is the oldest revision that a reader holds.
     pub(crate) fn slice(&mut self, index: &mut IndexWriter, oldest_pin: Option<i64>) -> Slice {
-        let Some(running) = self.queue.front_mut() else { return Slice::Idle };
+        let Some(running) = self.queue.front_mut() else {
+            return Slice::Idle;
+        };
         let floor = oldest_pin.unwrap_or(i64::MAX);
-        match running.pruner.step(index, SLICE_KEYS, floor, &mut running.job.dead) {
+        match running
+            .pruner
+            .step(index, SLICE_KEYS, floor, &mut running.job.dead)
+        {
             Progress::More => Slice::More,
             Progress::Pinned => Slice::Held,
             Progress::Done => {
-                let mut running = self.queue.pop_front().expect("the front was just looked at");
+                let mut running = self
+                    .queue
+                    .pop_front()
+                    .expect("the front was just looked at");
                 running.job.dead.sort_unstable();
                 Slice::Pruned(running.job)
             }

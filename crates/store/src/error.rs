@@ -17,6 +17,9 @@ pub enum Error {
         /// What was expected and what was found.
         reason: String,
     },
+    /// A row of the small buckets is not what its bucket holds.
+    #[error("database file: {0}")]
+    Row(#[from] crate::row::RowError),
     /// The file lacks something that every state of it has.
     #[error("database file: {what} is missing")]
     Missing {
@@ -29,6 +32,9 @@ pub enum Error {
         /// The storage version in the file.
         found: String,
     },
+    /// The engine is not over a file that could be replaced.
+    #[error("the database is not a file that can be defragmented")]
+    NoFile,
     /// A file operation beside the engine's own failed.
     #[error("{action} {}: {source}", path.display())]
     File {

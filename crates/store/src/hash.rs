@@ -40,7 +40,12 @@ pub(crate) struct Hasher<K> {
 impl<K: Fn(&Row<'_>) -> bool> Hasher<K> {
     pub(crate) fn new(compact_revision: i64, revision: i64, kept: K) -> Hasher<K> {
         let crc = crc32c_append(0, schema::KEY.as_bytes());
-        Hasher { crc, compact_revision, revision, kept }
+        Hasher {
+            crc,
+            compact_revision,
+            revision,
+            kept,
+        }
     }
 
     /// Takes in one row.
@@ -118,13 +123,20 @@ pub fn hash_kv(shared: &Arc<Shared>, revision: i64) -> Result<HashKv, PlanError>
 pub fn hash(durable: &Durable) -> Result<u32, Error> {
     let mut crc = 0;
     for name in schema::BUCKETS {
-        let Some(bucket) = durable.read.bucket(name.as_bytes())? else { continue };
+        let Some(bucket) = durable.read.bucket(name.as_bytes())? else {
+            continue;
+        };
         crc = crc32c_append(crc, name.as_bytes());
         let mut cursor = bucket.cursor();
         let mut row = cursor.first()?;
         while let Some((key, value)) = row {
             let skipped = name == schema::META
-                && [schema::CONSISTENT_INDEX, schema::TERM, schema::STORAGE_VERSION].contains(&key);
+                && [
+                    schema::CONSISTENT_INDEX,
+                    schema::TERM,
+                    schema::STORAGE_VERSION,
+                ]
+                .contains(&key);
             if !skipped {
                 crc = crc32c_append(crc, key);
                 crc = crc32c_append(crc, value.unwrap_or_default());

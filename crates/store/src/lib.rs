@@ -32,13 +32,14 @@ pub mod record;
 pub mod revision;
 pub mod row;
 pub mod schema;
+pub mod watch;
 
 pub use commit::{Committer, JobProgress};
 pub use compaction::{CompactionJob, Slice};
 pub use error::Error;
 pub use outcome::{Answer, Applied, AuthOutcome, Effect, OpOutcome, Outcome};
 pub use pin::Pin;
-pub use restore::{OpenOptions, Opened, open};
+pub use restore::{OpenOptions, Opened, open, open_db};
 pub use revision::{BucketKey, Revision};
 pub use shared::{Shared, Sizes};
 pub use store::{Quota, Store};

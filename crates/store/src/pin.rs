@@ -26,7 +26,10 @@ impl Pins {
 
     pub(crate) fn pin(self: &Arc<Self>, main: i64) -> Pin {
         *self.lock().entry(main).or_default() += 1;
-        Pin { pins: self.clone(), main }
+        Pin {
+            pins: self.clone(),
+            main,
+        }
     }
 
     /// The oldest revision that is held.
@@ -52,7 +55,9 @@ impl Clone for Pin {
 impl Drop for Pin {
     fn drop(&mut self) {
         let mut held = self.pins.lock();
-        let count = held.get_mut(&self.main).expect("a pin is counted while it lives");
+        let count = held
+            .get_mut(&self.main)
+            .expect("a pin is counted while it lives");
         *count -= 1;
         if *count == 0 {
             held.remove(&self.main);

@@ -6,6 +6,7 @@
 //! Reading is tolerant, as protobuf is: any order, unknown fields skipped, the last of a repeated field wins. A record of
 //! no bytes is legal; a restore with a bumped revision writes one.
 
+use bytes::BufMut;
 use thiserror::Error;
 
 const KEY: u32 = 1;
@@ -33,29 +34,14 @@ pub fn encode(
     version: i64,
     value: &[u8],
     lease: i64,
-    out: &mut Vec<u8>,
+    out: &mut impl BufMut,
 ) {
-    let len = encoded_len(
-        key.len(),
-        create_revision,
-        mod_revision,
-        version,
-        value.len(),
-        lease,
-    );
-    let end = out.len() + len;
-    out.reserve(len);
     put_bytes(KEY, key, out);
     put_int(CREATE_REVISION, create_revision, out);
     put_int(MOD_REVISION, mod_revision, out);
     put_int(VERSION, version, out);
     put_bytes(VALUE, value, out);
     put_int(LEASE, lease, out);
-    assert_eq!(
-        out.len(),
-        end,
-        "a record's length is known before it is written"
-    );
 }
 
 /// Length in bytes of what [`encode`] appends.
@@ -77,7 +63,7 @@ pub fn encoded_len(
 }
 
 /// Appends the stored bytes of a delete to `out`: the key alone.
-pub fn encode_tombstone(key: &[u8], out: &mut Vec<u8>) {
+pub fn encode_tombstone(key: &[u8], out: &mut impl BufMut) {
     put_bytes(KEY, key, out);
 }
 
@@ -300,30 +286,30 @@ fn bytes_len(len: usize) -> usize {
     }
 }
 
-fn put_tag(field: u32, wire: u32, out: &mut Vec<u8>) {
+fn put_tag(field: u32, wire: u32, out: &mut impl BufMut) {
     put_varint(u64::from(field << 3 | wire), out);
 }
 
-fn put_varint(mut value: u64, out: &mut Vec<u8>) {
+fn put_varint(mut value: u64, out: &mut impl BufMut) {
     while value >= 0x80 {
-        out.push(value.to_le_bytes()[0] | 0x80);
+        out.put_u8(value.to_le_bytes()[0] | 0x80);
         value >>= 7;
     }
-    out.push(value.to_le_bytes()[0]);
+    out.put_u8(value.to_le_bytes()[0]);
 }
 
-fn put_int(field: u32, value: i64, out: &mut Vec<u8>) {
+fn put_int(field: u32, value: i64, out: &mut impl BufMut) {
     if value != 0 {
         put_tag(field, VARINT, out);
         put_varint(value.cast_unsigned(), out);
     }
 }
 
-fn put_bytes(field: u32, bytes: &[u8], out: &mut Vec<u8>) {
+fn put_bytes(field: u32, bytes: &[u8], out: &mut impl BufMut) {
     if !bytes.is_empty() {
         put_tag(field, BYTES, out);
         put_varint(bytes.len() as u64, out);
-        out.extend_from_slice(bytes);
+        out.put_slice(bytes);
     }
 }
 

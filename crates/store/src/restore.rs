@@ -12,10 +12,9 @@ use crate::alarm::Alarms;
 use crate::auth::AuthState;
 use crate::commit::Committer;
 use crate::compaction::{CompactionJob, Pending};
-use crate::index::IndexWriter;
-use crate::lease::{Deadlines, Table};
+use crate::index::{IndexWriter, Restored};
+use crate::lease::{Deadlines, Table, Ticks};
 use crate::member::Membership;
-use crate::row::RowChange;
 use crate::shared::Published;
 use crate::store::{Quota, Store, peek};
 use crate::tail::{Boundary, Tail};
@@ -40,7 +39,11 @@ impl OpenOptions {
     /// The engine's options for etcd's file: no stored freelist, as etcd has it on Linux.
     #[must_use]
     pub fn bolt() -> Options {
-        Options { freelist: FreelistKind::Map, no_freelist_sync: true, ..Options::default() }
+        Options {
+            freelist: FreelistKind::Map,
+            no_freelist_sync: true,
+            ..Options::default()
+        }
     }
 }
 
@@ -52,6 +55,8 @@ pub struct Opened {
     pub committer: Committer,
     /// Keys whose lease is missing: etcd only warns of them.
     pub missing_leases: u64,
+    /// Tombstones of keys that were dead already: etcd only warns of them.
+    pub stray_tombstones: u64,
 }
 
 /// Opens the file, or makes a new one, and rebuilds the state.
@@ -61,7 +66,15 @@ pub struct Opened {
 /// What the engine says of the file, rows that are not what they must be, and
 /// [`Error::UnsupportedVersion`] for files of releases that this one does not follow.
 pub fn open(path: &Path, options: &OpenOptions) -> Result<Opened, Error> {
-    let db = Db::open(path, options.bolt.clone())?;
+    open_db(Db::open(path, options.bolt.clone())?, Some(path), options)
+}
+
+/// As [`open`], over an engine that is open already; without a path there is no defragmentation.
+///
+/// # Errors
+///
+/// As [`open`].
+pub fn open_db(db: Db, path: Option<&Path>, options: &OpenOptions) -> Result<Opened, Error> {
     create_buckets(&db)?;
     let read = db.begin_read()?;
     let meta = Meta::read(&read)?;
@@ -87,7 +100,7 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Opened, Error> {
     let compact_revision = meta.scheduled.max(meta.finished);
     let mut deadlines = Deadlines::default();
     for (id, lease) in leases.iter() {
-        deadlines.grant(id, lease.ttl());
+        deadlines.granted(id, lease.ttl(), lease.remaining_ttl(), Ticks::default());
     }
     let tail = Tail::new(revision + 1);
     let conf_state = members.conf_state();
@@ -128,6 +141,7 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Opened, Error> {
         pending: Pending::default(),
         unfinished_compactions: 0,
         quota: options.quota,
+        now: Ticks::default(),
         shared,
     };
     store.tail.change_rows(rows);
@@ -136,10 +150,16 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Opened, Error> {
             revision: meta.scheduled,
             previous: meta.finished,
             remember_hash: false,
+            keeps_any: true,
             dead: Vec::new(),
         });
     }
-    Ok(Opened { store, committer, missing_leases: loaded.missing_leases })
+    Ok(Opened {
+        store,
+        committer,
+        missing_leases: loaded.missing_leases,
+        stray_tombstones: loaded.stray_tombstones,
+    })
 }
 
 fn create_buckets(db: &Db) -> Result<(), Error> {
@@ -175,8 +195,11 @@ struct Meta {
 
 impl Meta {
     fn read(read: &ReadTx) -> Result<Meta, Error> {
-        let bucket =
-            read.bucket(schema::META.as_bytes())?.ok_or(Error::Missing { what: "bucket meta" })?;
+        let bucket = read
+            .bucket(schema::META.as_bytes())?
+            .ok_or(Error::Missing {
+                what: "bucket meta",
+            })?;
         let number = |key: &[u8]| -> Result<u64, Error> {
             let value = bucket.get(key)?;
             value.map_or(Ok(0), |value| schema::number(schema::META, key, value))
@@ -188,7 +211,10 @@ impl Meta {
         Ok(Meta {
             index: LogIndex(number(schema::CONSISTENT_INDEX)?),
             term: Term(number(schema::TERM)?),
-            storage_version: bucket.get(schema::STORAGE_VERSION)?.map(version).transpose()?,
+            storage_version: bucket
+                .get(schema::STORAGE_VERSION)?
+                .map(version)
+                .transpose()?,
             scheduled: revision(schema::SCHEDULED_COMPACT)?,
             finished: revision(schema::FINISHED_COMPACT)?,
         })
@@ -197,16 +223,21 @@ impl Meta {
 
 fn version(value: &[u8]) -> Result<Version, Error> {
     let text = String::from_utf8_lossy(value);
-    Version::parse(&text)
-        .map_err(|_| Error::UnsupportedVersion { found: text.into_owned() })
+    Version::parse(&text).map_err(|_| Error::UnsupportedVersion {
+        found: text.into_owned(),
+    })
 }
 
 /// Files of 3.6 and 3.7 say so; those of 3.5 and older say nothing.
 ///
 /// A file of 3.6 or 3.7 does not say so either before its cluster has agreed on a version.
 fn check_version(meta: &Meta, members: &Membership) -> Result<(), Error> {
-    let refuse = |version: &Version| Err(Error::UnsupportedVersion { found: version.to_string() });
-    match (&meta.storage_version, members.cluster_version()) {
+    let refuse = |version: &Version| {
+        Err(Error::UnsupportedVersion {
+            found: version.to_string(),
+        })
+    };
+    match (&meta.storage_version, members.version()) {
         (Some(version), _) if (version.major, version.minor) > (NEWEST.major, NEWEST.minor) => {
             refuse(version)
         }
@@ -221,7 +252,9 @@ type Pair<'a> = (&'a [u8], &'a [u8]);
 
 fn pairs<'tx>(read: &'tx ReadTx, name: &'static str) -> Result<Vec<Pair<'tx>>, Error> {
     let mut pairs = Vec::new();
-    let Some(bucket) = read.bucket(name.as_bytes())? else { return Ok(pairs) };
+    let Some(bucket) = read.bucket(name.as_bytes())? else {
+        return Ok(pairs);
+    };
     let mut cursor = bucket.cursor();
     let mut row = cursor.first()?;
     while let Some((key, value)) = row {
@@ -236,15 +269,16 @@ struct Loaded {
     /// The last main revision.
     last: i64,
     missing_leases: u64,
+    stray_tombstones: u64,
 }
 
 /// Fills the index from the `key` bucket. The last record of a key says which lease it hangs on.
-fn load_keys(
-    read: &ReadTx,
-    index: &mut IndexWriter,
-    leases: &mut Table,
-) -> Result<Loaded, Error> {
-    let mut loaded = Loaded { last: 0, missing_leases: 0 };
+fn load_keys(read: &ReadTx, index: &mut IndexWriter, leases: &mut Table) -> Result<Loaded, Error> {
+    let mut loaded = Loaded {
+        last: 0,
+        missing_leases: 0,
+        stray_tombstones: 0,
+    };
     let mut failed = None;
     walk_file(read, 0, i64::MAX, |row| {
         let peeked = match peek(row.value) {
@@ -256,8 +290,20 @@ fn load_keys(
         };
         let len = u32::try_from(row.value.len()).expect("the engine's values are below 2 GiB");
         let (create, version) = (peeked.create_revision, peeked.version);
-        index.restore(peeked.key, row.revision, create, version, row.tombstone, len);
-        let lease = if row.tombstone { LeaseId::NONE } else { LeaseId(peeked.lease) };
+        let restored = index.restore(
+            peeked.key,
+            row.revision,
+            create,
+            version,
+            row.tombstone,
+            len,
+        );
+        loaded.stray_tombstones += u64::from(restored != Restored::Indexed);
+        let lease = if row.tombstone {
+            LeaseId::NONE
+        } else {
+            LeaseId(peeked.lease)
+        };
         if (!lease.is_none() || !leases.lease_of(peeked.key).is_none())
             && leases.attach(peeked.key, lease).is_err()
         {

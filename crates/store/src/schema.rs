@@ -64,8 +64,11 @@ pub const DOWNGRADE: &[u8] = b"downgrade";
 ///
 /// [`Error::CorruptRow`] if it is not a revision.
 pub(crate) fn revision(key: &[u8]) -> Result<(Revision, bool), Error> {
-    BucketKey::decode(key)
-        .map_err(|source| Error::CorruptRow { bucket: KEY, key: key.to_vec(), reason: source.to_string() })
+    BucketKey::decode(key).map_err(|source| Error::CorruptRow {
+        bucket: KEY,
+        key: key.to_vec(),
+        reason: source.to_string(),
+    })
 }
 
 /// Decodes a u64 in big endian, as `meta` and `auth` hold them.
@@ -74,9 +77,12 @@ pub(crate) fn revision(key: &[u8]) -> Result<(Revision, bool), Error> {
 ///
 /// [`Error::CorruptRow`] if there are not eight bytes.
 pub(crate) fn number(bucket: &'static str, key: &[u8], value: &[u8]) -> Result<u64, Error> {
-    value.try_into().map(u64::from_be_bytes).map_err(|_| Error::CorruptRow {
-        bucket,
-        key: key.to_vec(),
-        reason: format!("expected 8 bytes, found {}", value.len()),
-    })
+    value
+        .try_into()
+        .map(u64::from_be_bytes)
+        .map_err(|_| Error::CorruptRow {
+            bucket,
+            key: key.to_vec(),
+            reason: format!("expected 8 bytes, found {}", value.len()),
+        })
 }

@@ -63,7 +63,7 @@ pub(crate) struct Published {
     pub(crate) compacted: i64,
     pub(crate) view: View,
     pub(crate) auth: AuthState,
-    pub(crate) members: Membership,
+    pub(crate) members: Arc<Membership>,
     pub(crate) alarms: Alarms,
     pub(crate) storage_version: Option<Version>,
     pub(crate) leases: Table,
@@ -81,7 +81,7 @@ impl Shared {
             applied_term: AtomicU64::new(start.applied.1.0),
             view: ArcSwap::from_pointee(start.view),
             auth: ArcSwap::from_pointee(start.auth),
-            members: ArcSwap::from_pointee(start.members),
+            members: ArcSwap::new(start.members),
             alarms: ArcSwap::from_pointee(start.alarms),
             storage_version: ArcSwap::from_pointee(start.storage_version),
             leases: RwLock::new(start.leases),
@@ -111,7 +111,10 @@ impl Shared {
     #[must_use]
     pub fn applied(&self) -> (LogIndex, Term) {
         let index = self.applied_index.load(Ordering::Acquire);
-        (LogIndex(index), Term(self.applied_term.load(Ordering::Acquire)))
+        (
+            LogIndex(index),
+            Term(self.applied_term.load(Ordering::Acquire)),
+        )
     }
 
     /// The index of keys.
@@ -161,7 +164,9 @@ impl Shared {
 
     /// When leases expire, on the leader; to be held for one renewal or look-up only.
     pub fn deadlines(&self) -> MutexGuard<'_, Deadlines> {
-        self.deadlines.lock().expect("no holder of this lock panics")
+        self.deadlines
+            .lock()
+            .expect("no holder of this lock panics")
     }
 
     /// Holds back compaction from what a read at `main` sees. Whoever calls this looks at
@@ -183,7 +188,10 @@ impl Shared {
             self.tail_bytes.load(Ordering::Relaxed) + self.sealed_bytes.load(Ordering::Relaxed);
         let file = self.file_bytes.load(Ordering::Relaxed);
         let free = self.file_free_bytes.load(Ordering::Relaxed);
-        Sizes { total: file + memory, in_use: file.saturating_sub(free) + memory }
+        Sizes {
+            total: file + memory,
+            in_use: file.saturating_sub(free) + memory,
+        }
     }
 
     /// The value stored at a revision; `None` if it is not there (compacted, or never was).
@@ -197,13 +205,22 @@ impl Shared {
 
     /// The remembered hash of a compaction.
     pub(crate) fn compaction_hash(&self, revision: i64) -> Option<HashKv> {
-        self.hashes.lock().expect("no holder of this lock panics").get(&revision).copied()
+        self.hashes
+            .lock()
+            .expect("no holder of this lock panics")
+            .get(&revision)
+            .copied()
     }
 
     /// Hashes of the last compactions, ascending by revision.
     #[must_use]
     pub fn compaction_hashes(&self) -> Vec<HashKv> {
-        self.hashes.lock().expect("no holder of this lock panics").values().copied().collect()
+        self.hashes
+            .lock()
+            .expect("no holder of this lock panics")
+            .values()
+            .copied()
+            .collect()
     }
 
     pub(crate) fn remember_hash(&self, hash: HashKv) {

@@ -9,12 +9,13 @@ use semver::Version;
 use crate::alarm::Alarms;
 use crate::auth::AuthState;
 use crate::compaction::{CompactionJob, Pending, Slice};
-use crate::index::IndexWriter;
+use crate::index::{IndexWriter, KeyRange};
+use crate::lease::Ticks;
 use crate::member::Membership;
 use crate::record::{self, Peek};
 use crate::row::RowChange;
 use crate::tail::{Boundary, EventRange, Sealed, Tail};
-use crate::{Error, Shared, quota, schema};
+use crate::{Error, Revision, Shared, quota, schema};
 
 /// The space that requests may take.
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +27,9 @@ impl Quota {
     /// From the flag: 0 is the default of 2 GiB, a negative value is no quota.
     #[must_use]
     pub fn new(configured: i64) -> Quota {
-        Quota { bytes: quota::effective(configured) }
+        Quota {
+            bytes: quota::effective(configured),
+        }
     }
 
     /// Whether a database of `size` bytes has room for `cost` more.
@@ -62,6 +65,8 @@ pub struct Store {
     /// Compactions that the commit thread has not reported finished.
     pub(crate) unfinished_compactions: usize,
     pub(crate) quota: Quota,
+    /// The moment for deadlines of leases, which are no part of the replicated state.
+    pub(crate) now: Ticks,
     pub(crate) shared: Arc<Shared>,
 }
 
@@ -88,6 +93,12 @@ impl Store {
     #[must_use]
     pub fn members(&self) -> &Arc<Membership> {
         &self.members
+    }
+
+    /// Says what time it is on this member, for the deadlines of leases that are granted from now
+    /// on. What entries do to the replicated state does not depend on it.
+    pub fn set_now(&mut self, now: Ticks) {
+        self.now = now;
     }
 
     /// What has been appended to the tail since this was last asked for.
@@ -127,7 +138,10 @@ impl Store {
 
     /// Notes that the commit thread has finished a compaction.
     pub fn compaction_finished(&mut self) {
-        assert!(self.unfinished_compactions > 0, "a compaction finishes once");
+        assert!(
+            self.unfinished_compactions > 0,
+            "a compaction finishes once"
+        );
         self.unfinished_compactions -= 1;
     }
 
@@ -135,6 +149,13 @@ impl Store {
     #[must_use]
     pub fn is_compacting(&self) -> bool {
         self.unfinished_compactions > 0
+    }
+
+    /// Whether a compaction to `main` leaves any record at or below it.
+    pub(crate) fn keeps_any(&self, main: i64) -> bool {
+        let reader = self.index.reader();
+        reader.count(KeyRange::all(), Revision::end_of(main)) > 0
+            || !reader.keep_of_compaction(main).is_empty()
     }
 
     pub(crate) fn begin_compaction(&mut self, job: CompactionJob) {
@@ -150,7 +171,10 @@ impl Store {
             return;
         }
         let attached = self.shared.leases_mut().attach(key, lease);
-        assert!(attached.is_ok(), "the lease of a put has been looked up before");
+        assert!(
+            attached.is_ok(),
+            "the lease of a put has been looked up before"
+        );
     }
 
     pub(crate) fn peek<'b>(&self, bytes: &'b [u8]) -> Result<Peek<'b>, Error> {
@@ -159,22 +183,31 @@ impl Store {
 
     /// Checkpoints are written down from cluster version 3.6 on.
     pub(crate) fn persists_checkpoints(&self) -> bool {
-        self.members.cluster_version().is_some_and(|version| *version >= Version::new(3, 6, 0))
+        self.members
+            .version()
+            .is_some_and(|version| *version >= Version::new(3, 6, 0))
     }
 
     /// Brings the schema version of the file to that of the cluster.
     pub(crate) fn migrate_storage_version(&mut self) {
-        let Some(cluster) = self.members.cluster_version() else { return };
+        let Some(cluster) = self.members.version() else {
+            return;
+        };
         let wanted = Version::new(cluster.major, cluster.minor, 0);
         if wanted < Version::new(3, 5, 0) || self.storage_version.as_ref() == Some(&wanted) {
             return;
         }
-        let value =
-            (wanted >= Version::new(3, 6, 0)).then(|| wanted.to_string().into_bytes());
+        let value = (wanted >= Version::new(3, 6, 0)).then(|| wanted.to_string().into_bytes());
         let key = schema::STORAGE_VERSION.to_vec();
         self.storage_version = value.is_some().then_some(wanted);
-        self.tail.change_rows(vec![RowChange { bucket: schema::META, key, value }]);
-        self.shared.storage_version.store(Arc::new(self.storage_version.clone()));
+        self.tail.change_rows(vec![RowChange {
+            bucket: schema::META,
+            key,
+            value,
+        }]);
+        self.shared
+            .storage_version
+            .store(Arc::new(self.storage_version.clone()));
     }
 
     /// Makes what an entry changed visible to readers.

@@ -62,11 +62,19 @@ pub(crate) fn run(store: &mut Store, txn: &TxnRequest, wanted: bool) -> Result<T
     let mut change = Change::begin(store);
     let ops = execute(&mut change, txn, &path, wanted)?;
     let revision = change.finish();
-    Ok(TxnDone { succeeded: path.succeeded, ops, revision })
+    Ok(TxnDone {
+        succeeded: path.succeeded,
+        ops,
+        revision,
+    })
 }
 
 fn branch(txn: &TxnRequest, succeeded: bool) -> &[RequestOp] {
-    if succeeded { &txn.success } else { &txn.failure }
+    if succeeded {
+        &txn.success
+    } else {
+        &txn.failure
+    }
 }
 
 fn decide(store: &Store, txn: &TxnRequest) -> Result<Path, Error> {
@@ -77,11 +85,16 @@ fn decide(store: &Store, txn: &TxnRequest) -> Result<Path, Error> {
             break;
         }
     }
-    let nested = branch(txn, succeeded).iter().filter_map(|op| match &op.request {
-        Some(Request::RequestTxn(txn)) => Some(decide(store, txn)),
-        _ => None,
-    });
-    Ok(Path { succeeded, inner: nested.collect::<Result<_, _>>()? })
+    let nested = branch(txn, succeeded)
+        .iter()
+        .filter_map(|op| match &op.request {
+            Some(Request::RequestTxn(txn)) => Some(decide(store, txn)),
+            _ => None,
+        });
+    Ok(Path {
+        succeeded,
+        inner: nested.collect::<Result<_, _>>()?,
+    })
 }
 
 /// Whether a condition holds for every key of its range.
@@ -111,7 +124,9 @@ fn holds(store: &Store, compare: &Compare) -> Result<bool, Error> {
         let ordering = match CompareTarget::try_from(compare.target) {
             Ok(CompareTarget::Value | CompareTarget::Lease) => {
                 let Some(bytes) = store.shared.view().record(state.rev)? else {
-                    return Err(Error::Missing { what: "the record of a key that is alive" });
+                    return Err(Error::Missing {
+                        what: "the record of a key that is alive",
+                    });
                 };
                 let peeked = store.peek(&bytes)?;
                 match &compare.target_union {
@@ -189,7 +204,9 @@ fn check(store: &Store, txn: &TxnRequest, path: &Path) -> Result<(), Failure> {
             Some(Request::RequestPut(put)) => check_put(store, put)?,
             Some(Request::RequestDeleteRange(_)) | None => {}
             Some(Request::RequestTxn(txn)) => {
-                let path = inner.next().expect("each nested transaction has been decided");
+                let path = inner
+                    .next()
+                    .expect("each nested transaction has been decided");
                 check(store, txn, path)?;
             }
         }
@@ -209,11 +226,15 @@ fn check_range(store: &Store, range: &RangeRequest) -> Result<(), ApiError> {
 
 /// Whether a put can be carried out.
 pub(crate) fn check_put(store: &Store, put: &PutRequest) -> Result<(), ApiError> {
-    if put.lease != 0 && !store.shared.leases().contains(LeaseId(put.lease)) {
+    if put.lease != 0 && store.shared.leases().get(LeaseId(put.lease)).is_none() {
         return Err(ApiError::LeaseNotFound);
     }
     if (put.ignore_value || put.ignore_lease)
-        && store.index.reader().get(&put.key, Revision::end_of(store.revision)).is_none()
+        && store
+            .index
+            .reader()
+            .get(&put.key, Revision::end_of(store.revision))
+            .is_none()
     {
         return Err(ApiError::KeyNotFound);
     }
@@ -231,13 +252,17 @@ fn execute(
     let mut outcomes = Vec::with_capacity(if wanted { ops.len() } else { 0 });
     for op in ops {
         let outcome = match &op.request {
-            Some(Request::RequestRange(_)) => {
-                Some(OpOutcome::Range { at: change.at(), header: change.revision() })
-            }
+            Some(Request::RequestRange(_)) => Some(OpOutcome::Range {
+                at: change.at(),
+                header: change.revision(),
+            }),
             Some(Request::RequestPut(put)) => {
                 let done = change.put(put)?;
                 let prev = done.prev.filter(|_| put.prev_kv);
-                Some(OpOutcome::Put { revision: change.revision(), prev })
+                Some(OpOutcome::Put {
+                    revision: change.revision(),
+                    prev,
+                })
             }
             Some(Request::RequestDeleteRange(delete)) => {
                 let prevs = change.delete_range(delete);
@@ -248,9 +273,14 @@ fn execute(
                 })
             }
             Some(Request::RequestTxn(txn)) => {
-                let path = inner.next().expect("each nested transaction has been decided");
+                let path = inner
+                    .next()
+                    .expect("each nested transaction has been decided");
                 let ops = execute(change, txn, path, wanted)?;
-                Some(OpOutcome::Txn { succeeded: path.succeeded, ops })
+                Some(OpOutcome::Txn {
+                    succeeded: path.succeeded,
+                    ops,
+                })
             }
             None => None,
         };

@@ -25,7 +25,11 @@ pub struct View {
 
 impl View {
     pub(crate) fn new(open: Arc<Segment>, read: Arc<ReadTx>, file_revision: i64) -> View {
-        View { segments: vec![open], read, file_revision }
+        View {
+            segments: vec![open],
+            read,
+            file_revision,
+        }
     }
 
     /// The file.
@@ -43,21 +47,29 @@ impl View {
     /// The first main revision that a segment holds: history from here on needs no disk.
     #[must_use]
     pub fn window_start(&self) -> i64 {
-        self.segments.first().map_or(i64::MAX, |segment| segment.first())
+        self.segments
+            .first()
+            .map_or(i64::MAX, |segment| segment.first())
     }
 
     /// The same view with another segment open.
     pub(crate) fn with_open(&self, open: Arc<Segment>) -> View {
         let mut segments = self.segments.clone();
         segments.push(open);
-        View { segments, ..self.clone() }
+        View {
+            segments,
+            ..self.clone()
+        }
     }
 
     /// The view after a commit: the file has moved on, and of what it holds now no more than
     /// `window_bytes_max` stay in memory.
     pub(crate) fn after_commit(&self, durable: &Durable, window_bytes_max: u64) -> View {
         let file_revision = durable.boundary.revision;
-        assert!(file_revision >= self.file_revision, "the file never goes back");
+        assert!(
+            file_revision >= self.file_revision,
+            "the file never goes back"
+        );
         let mut window: u64 = self
             .segments
             .iter()
@@ -74,19 +86,28 @@ impl View {
             }
             segments.push(segment.clone());
         }
-        View { segments, read: durable.read.clone(), file_revision }
+        View {
+            segments,
+            read: durable.read.clone(),
+            file_revision,
+        }
     }
 
     /// The same moment over a newer state of the file, from which only dead records have gone.
     pub(crate) fn with_read(&self, read: Arc<ReadTx>) -> View {
-        View { read, ..self.clone() }
+        View {
+            read,
+            ..self.clone()
+        }
     }
 
     fn segment(&self, main: i64) -> Option<&Arc<Segment>> {
         if main < self.window_start() {
             return None;
         }
-        let after = self.segments.partition_point(|segment| segment.first() <= main);
+        let after = self
+            .segments
+            .partition_point(|segment| segment.first() <= main);
         self.segments.get(after.checked_sub(1)?)
     }
 
@@ -99,7 +120,23 @@ impl View {
         if let Some(segment) = self.segment(revision.main) {
             return Ok(segment.get(revision).map(|record| record.bytes));
         }
-        Ok(self.file_record(revision)?.map(Bytes::copy_from_slice))
+        Ok(self
+            .file_record(revision, false)?
+            .map(Bytes::copy_from_slice))
+    }
+
+    /// What was stored at a revision, a tombstone if it was one; `None` if it is not there.
+    pub(crate) fn event(
+        &self,
+        revision: Revision,
+        tombstone: bool,
+    ) -> Result<Option<Bytes>, Error> {
+        match self.segment(revision.main) {
+            Some(segment) => Ok(segment.get(revision).map(|record| record.bytes)),
+            None => Ok(self
+                .file_record(revision, tombstone)?
+                .map(Bytes::copy_from_slice)),
+        }
     }
 
     /// Appends the value stored at a revision to `out`, after `prefix(length)`; false if it is not
@@ -115,33 +152,26 @@ impl View {
         prefix: impl FnOnce(usize, &mut BytesMut),
     ) -> Result<bool, Error> {
         if let Some(segment) = self.segment(revision.main) {
-            let Some(record) = segment.get(revision) else { return Ok(false) };
+            let Some(record) = segment.get(revision) else {
+                return Ok(false);
+            };
             prefix(record.bytes.len(), out);
             out.extend_from_slice(&record.bytes);
             return Ok(true);
         }
-        let Some(bytes) = self.file_record(revision)? else { return Ok(false) };
+        let Some(bytes) = self.file_record(revision, false)? else {
+            return Ok(false);
+        };
         prefix(bytes.len(), out);
         out.extend_from_slice(bytes);
         Ok(true)
     }
 
-    /// The length of the value stored at a revision, in bytes; `None` if it is not there.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Bolt`] if the file is damaged or cannot be read.
-    pub(crate) fn record_len(&self, revision: Revision) -> Result<Option<u32>, Error> {
-        let len = match self.segment(revision.main) {
-            Some(segment) => segment.get(revision).map(|record| record.bytes.len()),
-            None => self.file_record(revision)?.map(<[u8]>::len),
+    fn file_record(&self, revision: Revision, tombstone: bool) -> Result<Option<&[u8]>, Error> {
+        let Some(bucket) = self.read.bucket(schema::KEY.as_bytes())? else {
+            return Ok(None);
         };
-        Ok(len.map(|len| u32::try_from(len).expect("the engine's values are below 2 GiB")))
-    }
-
-    fn file_record(&self, revision: Revision) -> Result<Option<&[u8]>, Error> {
-        let Some(bucket) = self.read.bucket(schema::KEY.as_bytes())? else { return Ok(None) };
-        Ok(bucket.get(BucketKey::encode(revision, false).as_bytes())?)
+        Ok(bucket.get(BucketKey::encode(revision, tombstone).as_bytes())?)
     }
 
     /// The records of main revisions from `from` on, up to `to` inclusive, in revision order, at
@@ -201,9 +231,14 @@ impl View {
                 last = row.revision.main;
             }
             bytes += row.value.len();
-            let record =
-                Record { bytes: Bytes::copy_from_slice(row.value), tombstone: row.tombstone };
-            found.push(EventRecord { revision: row.revision, record });
+            let record = Record {
+                bytes: Bytes::copy_from_slice(row.value),
+                tombstone: row.tombstone,
+            };
+            found.push(EventRecord {
+                revision: row.revision,
+                record,
+            });
             ControlFlow::Continue(())
         })?;
         Ok(covered)
@@ -269,9 +304,17 @@ pub(crate) fn walk_file(
     to: i64,
     mut f: impl FnMut(Row<'_>) -> ControlFlow<()>,
 ) -> Result<(), Error> {
-    let Some(bucket) = read.bucket(schema::KEY.as_bytes())? else { return Ok(()) };
+    let Some(bucket) = read.bucket(schema::KEY.as_bytes())? else {
+        return Ok(());
+    };
     let mut cursor = bucket.cursor();
-    let start = BucketKey::encode(Revision { main: from.max(0), sub: 0 }, false);
+    let start = BucketKey::encode(
+        Revision {
+            main: from.max(0),
+            sub: 0,
+        },
+        false,
+    );
     let mut row = cursor.seek(start.as_bytes())?;
     while let Some((key, value)) = row {
         let (revision, tombstone) = schema::revision(key)?;
@@ -279,7 +322,14 @@ pub(crate) fn walk_file(
             break;
         }
         let value = value.unwrap_or_default();
-        if f(Row { key, revision, tombstone, value }).is_break() {
+        if f(Row {
+            key,
+            revision,
+            tombstone,
+            value,
+        })
+        .is_break()
+        {
             break;
         }
         row = cursor.next()?;

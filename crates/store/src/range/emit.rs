@@ -44,7 +44,11 @@ pub enum EmitError {
 
 impl Emitter {
     pub(super) fn new(plan: Plan, shared: Arc<Shared>) -> Emitter {
-        Emitter { plan, shared, next: 0 }
+        Emitter {
+            plan,
+            shared,
+            next: 0,
+        }
     }
 
     /// The plan that is being emitted.
@@ -58,7 +62,11 @@ impl Emitter {
     /// # Errors
     ///
     /// [`EmitError`]; what was appended is then of no use.
-    pub fn next_rows(&mut self, bytes_max: usize, out: &mut BytesMut) -> Result<Progress, EmitError> {
+    pub fn next_rows(
+        &mut self,
+        bytes_max: usize,
+        out: &mut BytesMut,
+    ) -> Result<Progress, EmitError> {
         let full = out.len().saturating_add(bytes_max);
         match &self.plan.rows {
             Rows::Encoded(rows) => {
@@ -85,7 +93,11 @@ impl Emitter {
                     if !found {
                         return Err(EmitError::Compacted);
                     }
-                    assert_eq!(len, row.len as usize, "the index knows the length of {}", row.revision);
+                    assert_eq!(
+                        len, row.len as usize,
+                        "the index knows the length of {}",
+                        row.revision
+                    );
                     self.next += 1;
                 }
             }
@@ -124,7 +136,11 @@ impl Emitter {
     /// Without a pin a chunk counts only if compaction had not passed it when it was read.
     fn checked(&self, progress: Progress) -> Result<Progress, EmitError> {
         let passed = self.plan.read_main < self.shared.compact_revision();
-        if self.plan.pin.is_none() && passed { Err(EmitError::Compacted) } else { Ok(progress) }
+        if self.plan.pin.is_none() && passed {
+            Err(EmitError::Compacted)
+        } else {
+            Ok(progress)
+        }
     }
 }
 

@@ -5,7 +5,7 @@ mod plan;
 mod sort;
 
 pub use emit::{EmitError, Emitter, Progress};
-pub use plan::{Plan, ReadAt, plan, reads_values};
+pub use plan::{Plan, PlanError, ReadAt, plan, reads_values};
 
 /// The bytes of a protobuf varint.
 pub(crate) fn varint_len(value: u64) -> u64 {
@@ -24,7 +24,16 @@ mod tests {
 
     #[test]
     fn varints_are_measured_as_they_are_written() {
-        for value in [0, 1, 127, 128, 16_383, 16_384, u64::from(u32::MAX), u64::MAX] {
+        for value in [
+            0,
+            1,
+            127,
+            128,
+            16_383,
+            16_384,
+            u64::from(u32::MAX),
+            u64::MAX,
+        ] {
             let mut out = Vec::new();
             prost::encoding::encode_varint(value, &mut out);
             assert_eq!(varint_len(value), out.len() as u64, "{value}");

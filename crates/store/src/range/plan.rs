@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use keelson_proto::ApiError;
 use keelson_proto::rpc::etcdserverpb::RangeRequest;
-use keelson_proto::rpc::etcdserverpb::range_request::{SortOrder, SortTarget};
+use keelson_proto::rpc::etcdserverpb::range_request::SortTarget;
 
 use super::emit::Emitter;
 use super::sort::{self, Candidate};
@@ -70,17 +70,12 @@ pub fn reads_values(request: &RangeRequest) -> bool {
 
 /// Plans a range.
 ///
-/// The request has been validated: its key is not empty, its enums are known. Revisions of records
-/// that are not the newest of their key cost a look into the file for their length.
+/// The request has been validated: its key is not empty, its enums are known.
 ///
 /// # Errors
 ///
 /// [`PlanError::Refused`] with `FutureRev` or `Compacted`; [`PlanError::Store`] if the file fails.
-pub fn plan(
-    shared: &Arc<Shared>,
-    request: &RangeRequest,
-    at: ReadAt,
-) -> Result<Plan, PlanError> {
+pub fn plan(shared: &Arc<Shared>, request: &RangeRequest, at: ReadAt) -> Result<Plan, PlanError> {
     let moment = Moment::of(shared, request, at)?;
     let range = KeyRange::new(&request.key, &request.range_end);
     let count = shared.index().count(range, moment.at);
@@ -110,7 +105,11 @@ pub fn plan(
         if filters.pass(&entry) {
             found.push(Candidate::of(&entry, keep_keys));
         }
-        if found.len() < fetch_max { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        if found.len() < fetch_max {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
     });
     if values {
         sort::read_values(shared, &mut found)?;
@@ -120,7 +119,7 @@ pub fn plan(
         found.truncate(limit);
         plan.more = true;
     }
-    plan.rows = rows(shared, request, found)?;
+    plan.rows = rows(request, found);
     Ok(plan)
 }
 
@@ -136,25 +135,15 @@ pub enum PlanError {
     Store(#[from] Error),
 }
 
-fn rows(
-    shared: &Arc<Shared>,
-    request: &RangeRequest,
-    found: Vec<Candidate>,
-) -> Result<Rows, PlanError> {
+fn rows(request: &RangeRequest, found: Vec<Candidate>) -> Rows {
     if request.keys_only {
-        return Ok(Rows::Encoded(found.into_iter().map(Candidate::encode_key_only).collect()));
+        return Rows::Encoded(found.into_iter().map(Candidate::encode_key_only).collect());
     }
-    let view = shared.view();
-    let rows = found.into_iter().map(|candidate| {
-        let len = match candidate.stored_len {
-            Some(len) => len,
-            None => view
-                .record_len(candidate.revision)?
-                .ok_or(PlanError::Refused(ApiError::Compacted))?,
-        };
-        Ok(Row { revision: candidate.revision, len })
-    });
-    Ok(Rows::Stored(rows.collect::<Result<_, PlanError>>()?))
+    let row = |candidate: Candidate| Row {
+        revision: candidate.revision,
+        len: candidate.len,
+    };
+    Rows::Stored(found.into_iter().map(row).collect())
 }
 
 /// The moment to read at, held against compaction.
@@ -165,18 +154,18 @@ struct Moment {
 }
 
 impl Moment {
-    fn of(
-        shared: &Arc<Shared>,
-        request: &RangeRequest,
-        at: ReadAt,
-    ) -> Result<Moment, ApiError> {
+    fn of(shared: &Arc<Shared>, request: &RangeRequest, at: ReadAt) -> Result<Moment, ApiError> {
         match at {
             ReadAt::InTxn { at, header } => {
                 let at = match request.revision {
                     revision if revision > 0 => Revision::end_of(revision),
                     _ => at,
                 };
-                Ok(Moment { at, header, pin: shared.pin(at.main) })
+                Ok(Moment {
+                    at,
+                    header,
+                    pin: shared.pin(at.main),
+                })
             }
             ReadAt::Current if request.revision > 0 => {
                 let header = shared.revision();
@@ -187,7 +176,11 @@ impl Moment {
                 if request.revision < shared.compact_revision() {
                     return Err(ApiError::Compacted);
                 }
-                Ok(Moment { at: Revision::end_of(request.revision), header, pin })
+                Ok(Moment {
+                    at: Revision::end_of(request.revision),
+                    header,
+                    pin,
+                })
             }
             // A compaction may pass between the two looks; the current revision is then a later
             // one, and the next attempt holds that.
@@ -195,7 +188,11 @@ impl Moment {
                 let header = shared.revision();
                 let pin = shared.pin(header);
                 if header >= shared.compact_revision() {
-                    return Ok(Moment { at: Revision::end_of(header), header, pin });
+                    return Ok(Moment {
+                        at: Revision::end_of(header),
+                        header,
+                        pin,
+                    });
                 }
             },
         }
@@ -221,7 +218,9 @@ impl Filters {
     }
 
     fn any(&self) -> bool {
-        [self.mod_min, self.mod_max, self.create_min, self.create_max].iter().any(|&bound| bound != 0)
+        [self.mod_min, self.mod_max, self.create_min, self.create_max]
+            .iter()
+            .any(|&bound| bound != 0)
     }
 
     fn pass(&self, entry: &Found<'_>) -> bool {
@@ -257,7 +256,11 @@ impl Plan {
     /// The length of what follows the records, in bytes.
     #[must_use]
     pub fn tail_len(&self) -> u64 {
-        let count = if self.count == 0 { 0 } else { 1 + varint_len(self.count) };
+        let count = if self.count == 0 {
+            0
+        } else {
+            1 + varint_len(self.count)
+        };
         count + if self.more { 2 } else { 0 }
     }
 
@@ -282,8 +285,12 @@ impl Candidate {
             revision: entry.rev,
             create: entry.create,
             version: entry.version,
-            stored_len: entry.stored_len,
-            key: keep_key.then(|| entry.key.to_vec()),
+            len: entry.stored_len,
+            key: if keep_key {
+                entry.key.to_vec()
+            } else {
+                Vec::new()
+            },
             value: None,
         }
     }
@@ -292,12 +299,19 @@ impl Candidate {
     /// etcd 3.7; where the record was read for its value, the lease is there.
     fn encode_key_only(self) -> Vec<u8> {
         let mut out = Vec::new();
-        let (key, lease) = match (&self.value, &self.key) {
-            (Some(read), _) => (&read.key, read.lease),
-            (None, Some(key)) => (key, 0),
-            (None, None) => unreachable!("a key-only row has its key from the index or the record"),
+        let (key, lease) = match &self.value {
+            Some(read) => (&read.key, read.lease),
+            None => (&self.key, 0),
         };
-        record::encode(key, self.create, self.revision.main, self.version, &[], lease, &mut out);
+        record::encode(
+            key,
+            self.create,
+            self.revision.main,
+            self.version,
+            &[],
+            lease,
+            &mut out,
+        );
         out
     }
 }

@@ -14,9 +14,10 @@ pub(super) struct Candidate {
     pub(super) revision: Revision,
     pub(super) create: i64,
     pub(super) version: i64,
-    pub(super) stored_len: Option<u32>,
-    /// The key, where the answer is keys only.
-    pub(super) key: Option<Vec<u8>>,
+    /// The length of the stored record, in bytes.
+    pub(super) len: u32,
+    /// The key, where the answer is keys only and made from the index; empty otherwise.
+    pub(super) key: Vec<u8>,
     /// What was read, where the order is by value.
     pub(super) value: Option<Read>,
 }
@@ -72,17 +73,17 @@ impl Order {
 }
 
 /// Reads the value of each row.
-pub(super) fn read_values(
-    shared: &Arc<Shared>,
-    found: &mut [Candidate],
-) -> Result<(), PlanError> {
+pub(super) fn read_values(shared: &Arc<Shared>, found: &mut [Candidate]) -> Result<(), PlanError> {
     let view = shared.view();
     for row in found {
-        let bytes =
-            view.record(row.revision)?.ok_or(PlanError::Refused(ApiError::Compacted))?;
+        let bytes = view
+            .record(row.revision)?
+            .ok_or(PlanError::Refused(ApiError::Compacted))?;
         let peeked = record::peek(&bytes).map_err(|source| Error::CorruptRow {
             bucket: schema::KEY,
-            key: crate::BucketKey::encode(row.revision, false).as_bytes().to_vec(),
+            key: crate::BucketKey::encode(row.revision, false)
+                .as_bytes()
+                .to_vec(),
             reason: source.to_string(),
         })?;
         row.value = Some(Read {

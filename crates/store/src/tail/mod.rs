@@ -140,14 +140,23 @@ impl Tail {
         let bytes = self.bytes();
         let next = Arc::new(Segment::new(boundary.revision + 1));
         let segment = std::mem::replace(&mut self.open, next);
-        assert_eq!(segment.end(), boundary.revision + 1, "a segment ends at its boundary");
+        assert_eq!(
+            segment.end(),
+            boundary.revision + 1,
+            "a segment ends at its boundary"
+        );
         let rows = std::mem::take(&mut self.rows)
             .into_iter()
             .map(|((bucket, key), value)| RowChange { bucket, key, value })
             .collect();
         self.row_bytes = 0;
         self.records = 0;
-        Sealed { segment, rows, boundary, bytes }
+        Sealed {
+            segment,
+            rows,
+            boundary,
+            bytes,
+        }
     }
 }
 

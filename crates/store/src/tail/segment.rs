@@ -41,7 +41,10 @@ impl Inner {
     /// The place of the records of the `nth` main revision.
     fn place(&self, nth: usize) -> Option<std::ops::Range<usize>> {
         let start = *self.starts.get(nth)? as usize;
-        let end = self.starts.get(nth + 1).map_or(self.records.len(), |&next| next as usize);
+        let end = self
+            .starts
+            .get(nth + 1)
+            .map_or(self.records.len(), |&next| next as usize);
         Some(start..end)
     }
 }
@@ -50,7 +53,10 @@ impl Segment {
     /// An empty segment whose first record will have the main revision `first`.
     #[must_use]
     pub fn new(first: i64) -> Segment {
-        Segment { first, inner: RwLock::default() }
+        Segment {
+            first,
+            inner: RwLock::default(),
+        }
     }
 
     /// The main revision of the first record, or of the one that will come.
@@ -90,7 +96,10 @@ impl Segment {
             assert_eq!(revision.main, last + 1, "main revisions are dense");
             inner.starts.push(count);
         } else {
-            assert_eq!(revision.main, last, "sub revisions belong to the newest main revision");
+            assert_eq!(
+                revision.main, last,
+                "sub revisions belong to the newest main revision"
+            );
             let start = inner.starts.last().copied().unwrap_or_default();
             assert_eq!(revision.sub, count - start, "sub revisions are dense");
         }
@@ -104,7 +113,11 @@ impl Segment {
         let nth = usize::try_from(revision.main.checked_sub(self.first)?).ok()?;
         let inner = self.read();
         let place = inner.place(nth)?;
-        inner.records.get(place)?.get(revision.sub as usize).cloned()
+        inner
+            .records
+            .get(place)?
+            .get(revision.sub as usize)
+            .cloned()
     }
 
     /// The records of main revisions `from..to` that are in this segment, with their revisions, at
@@ -115,13 +128,18 @@ impl Segment {
         let from = from.max(self.first);
         let inner = self.read();
         for main in (from..to).take(mains_max) {
-            let Some(place) =
-                usize::try_from(main - self.first).ok().and_then(|nth| inner.place(nth))
+            let Some(place) = usize::try_from(main - self.first)
+                .ok()
+                .and_then(|nth| inner.place(nth))
             else {
                 break;
             };
             let records = inner.records[place].iter().cloned();
-            copied.extend((0u32..).zip(records).map(|(sub, record)| (Revision { main, sub }, record)));
+            copied.extend(
+                (0u32..)
+                    .zip(records)
+                    .map(|(sub, record)| (Revision { main, sub }, record)),
+            );
         }
         copied
     }
@@ -136,7 +154,10 @@ mod tests {
     use super::*;
 
     fn record(text: &'static str) -> Record {
-        Record { bytes: Bytes::from_static(text.as_bytes()), tombstone: false }
+        Record {
+            bytes: Bytes::from_static(text.as_bytes()),
+            tombstone: false,
+        }
     }
 
     #[test]
@@ -166,7 +187,10 @@ mod tests {
         segment.push(Revision { main: 4, sub: 0 }, record("d"));
         let revisions = |from, to, max| {
             let copied = segment.copy(from, to, max);
-            copied.iter().map(|(r, _)| (r.main, r.sub)).collect::<Vec<_>>()
+            copied
+                .iter()
+                .map(|(r, _)| (r.main, r.sub))
+                .collect::<Vec<_>>()
         };
         assert_eq!(revisions(0, 9, 2), [(2, 0), (3, 0), (3, 1)]);
         assert_eq!(revisions(3, 4, 9), [(3, 0), (3, 1)]);
