@@ -322,12 +322,18 @@ impl Wal {
     /// # Errors
     ///
     /// [`Error::Failed`], and from then on [`Error::Poisoned`].
+    ///
+    /// # Panics
+    ///
+    /// If the mark's index is 0: the log has a record of its beginning already, and a second one
+    /// could contradict it.
     pub fn save_snapshot(
         &mut self,
         mark: SnapshotMark,
         conf_state: &ConfState,
     ) -> Result<(), Error> {
         self.usable()?;
+        assert!(mark.index > LogIndex(0), "a snapshot has an index");
         self.batch
             .push(Kind::Snapshot, &mark.encode(Some(conf_state)));
         self.last_index = self.last_index.max(mark.index);
