@@ -32,6 +32,7 @@ pub mod record;
 pub mod revision;
 pub mod row;
 pub mod schema;
+pub mod v2json;
 pub mod watch;
 
 pub use commit::{Committer, JobProgress};
