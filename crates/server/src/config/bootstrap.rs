@@ -1,0 +1,147 @@
+//! The first members of a cluster, for a data directory that holds none yet.
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, ToSocketAddrs};
+
+use super::check::join;
+use super::{Checked, ClusterState, ConfigError, DEFAULT_NAME, quote};
+use crate::url::Url;
+
+/// What a new member is born with; its ids are made from it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bootstrap {
+    /// The member's name.
+    pub name: String,
+    /// Its peer URLs, sorted.
+    pub peer_urls: Vec<Url>,
+    /// The token that goes into the ids.
+    pub token: String,
+}
+
+impl Checked {
+    /// The initial cluster as text, as etcd logs it; when none was given, it is this member at
+    /// its advertised peer URLs.
+    #[must_use]
+    pub fn initial_cluster(&self) -> String {
+        match &self.config.initial_cluster {
+            Some(members) => members.clone(),
+            None => {
+                let name = if self.name.is_empty() {
+                    DEFAULT_NAME
+                } else {
+                    &self.name
+                };
+                named(name, &self.advertise_peer_urls)
+            }
+        }
+    }
+
+    /// What a new member is born with. To be called only for a directory without a member: one
+    /// that has been started before does not look at these settings again (api.md 5.1).
+    ///
+    /// # Errors
+    /// When the list cannot be read, does not hold this member at its advertised peer URLs, holds
+    /// others, or when a running cluster shall be joined.
+    pub fn bootstrap(&self) -> Result<Bootstrap, ConfigError> {
+        let text = self.initial_cluster();
+        let members = parse_members(&text).map_err(ConfigError::InitialCluster)?;
+        let name = if self.name.is_empty() {
+            DEFAULT_NAME
+        } else {
+            &self.name
+        };
+        let Some(listed) = members.get(name) else {
+            return Err(ConfigError::NotInInitialCluster(name.to_owned()));
+        };
+        compare(name, &self.advertise_peer_urls, listed)?;
+        let mut urls: Vec<&Url> = members.values().flatten().collect();
+        urls.sort();
+        if urls.windows(2).any(|pair| pair[0] == pair[1]) {
+            let message = format!("initial cluster {text} has duplicate url");
+            return Err(ConfigError::InitialClusterUrls(message));
+        }
+        let not_yet = |setting: String| Err(ConfigError::NotYet { setting });
+        if self.initial_cluster_state == ClusterState::Existing {
+            return not_yet("joining a cluster (--initial-cluster-state=existing)".to_owned());
+        }
+        if members.len() > 1 {
+            let count = members.len();
+            return not_yet(format!(
+                "a cluster of {count} members (--initial-cluster={text})"
+            ));
+        }
+        let token = self.initial_cluster_token.clone();
+        Ok(Bootstrap {
+            name: name.to_owned(),
+            peer_urls: listed.clone(),
+            token,
+        })
+    }
+}
+
+/// The list of first members and what is advertised must name the same addresses.
+fn compare(name: &str, advertised: &[Url], listed: &[Url]) -> Result<(), ConfigError> {
+    let only = |urls: &[Url], others: &[Url]| -> Vec<Url> {
+        urls.iter()
+            .filter(|url| !others.contains(url))
+            .cloned()
+            .collect()
+    };
+    let (extra, missing) = (only(listed, advertised), only(advertised, listed));
+    if extra.is_empty() && missing.is_empty() || same_addresses(advertised, listed) {
+        return Ok(());
+    }
+    let message = if extra.is_empty() {
+        let (missing, members) = (join(&missing), named(name, advertised));
+        format!(
+            "--initial-advertise-peer-urls has {missing} but missing from --initial-cluster={members}"
+        )
+    } else {
+        let (extra, given) = (named(name, &extra), join(advertised));
+        let cause = format!("{} != {}", quote(&join(advertised)), quote(&join(listed)));
+        format!(
+            "--initial-cluster has {extra} but missing from --initial-advertise-peer-urls={given} ({cause})"
+        )
+    };
+    Err(ConfigError::InitialClusterUrls(message))
+}
+
+/// Whether the URLs differ only in names of the same addresses (`localhost`, `127.0.0.1`).
+fn same_addresses(left: &[Url], right: &[Url]) -> bool {
+    let resolve = |urls: &[Url]| -> Option<Vec<SocketAddr>> {
+        let one = |url: &Url| -> Option<SocketAddr> {
+            let mut found = url.authority().to_socket_addrs().ok()?.collect::<Vec<_>>();
+            // Go takes an IPv4 address where there is one.
+            found.sort_by_key(SocketAddr::is_ipv6);
+            found.first().copied()
+        };
+        let mut addresses = urls.iter().map(one).collect::<Option<Vec<_>>>()?;
+        addresses.sort();
+        Some(addresses)
+    };
+    left.len() == right.len()
+        && left
+            .iter()
+            .zip(right)
+            .all(|(a, b)| a.scheme() == b.scheme())
+        && resolve(left).is_some_and(|left| Some(left) == resolve(right))
+}
+
+fn named(name: &str, urls: &[Url]) -> String {
+    urls.iter()
+        .map(|url| format!("{name}={url}"))
+        .collect::<Vec<_>>()
+        .join(",")
+}
+
+/// Reads `name=url,name=url`; a name may stand more than once, with a URL each time.
+fn parse_members(text: &str) -> Result<BTreeMap<&str, Vec<Url>>, String> {
+    let mut members: BTreeMap<&str, Vec<Url>> = BTreeMap::new();
+    for pair in text.split(',').filter(|pair| !pair.is_empty()) {
+        let (name, url) = pair.split_once('=').unwrap_or((pair, ""));
+        let url = Url::parse(url).map_err(|cause| cause.to_string())?;
+        members.entry(name).or_default().push(url);
+    }
+    members.values_mut().for_each(|urls| urls.sort());
+    Ok(members)
+}
