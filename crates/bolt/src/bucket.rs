@@ -90,10 +90,10 @@ impl<'tx> Bucket<'tx> {
     /// # Errors
     /// `Corrupt` if a page on the way is damaged.
     pub fn bucket(&self, name: &[u8]) -> Result<Option<Bucket<'tx>>, Error> {
-        if let Some(id) = self.open {
-            if let Some(child) = self.source.open(id).children.get(name) {
-                return Ok(Some(Bucket::of_open(self.source, *child)));
-            }
+        if let Some(id) = self.open
+            && let Some(child) = self.source.open(id).children.get(name)
+        {
+            return Ok(Some(Bucket::of_open(self.source, *child)));
         }
         let Some(element) = self
             .source

@@ -140,6 +140,16 @@ impl Shared {
         count(&mut lock(&self.state).stats, freelist, self.page_size);
     }
 
+    /// All free and pending pages as of commit `tx`, from memory. `None` if that is not the last
+    /// commit, if they are not loaded, or if a write transaction is under way.
+    pub(crate) fn free_ids(&self, tx: TxId) -> Option<Vec<PageId>> {
+        if self.options.read_only {
+            return None;
+        }
+        let writer = self.writer.try_lock().ok()?;
+        (lock(&self.state).meta.tx_id == tx).then(|| writer.freelist.ids())
+    }
+
     pub(crate) fn end_read(&self, tx: TxId) {
         let mut state = lock(&self.state);
         state.departed += 1;

@@ -6,7 +6,9 @@
 
 mod arena;
 mod bucket;
+mod check;
 mod commit;
+mod compact;
 mod cursor;
 mod db;
 mod error;
@@ -27,7 +29,9 @@ mod work;
 mod write_tx;
 
 pub use bucket::Bucket;
+pub use check::{Problem, check};
 pub use commit::Committed;
+pub use compact::compact;
 pub use cursor::{Cursor, Entry};
 pub use db::{Db, Options};
 pub use error::{Damage, Error};

@@ -192,10 +192,14 @@ impl MemStorage {
                 Change::Len(len) if random() % 4 < keep => image.set_len(*len),
                 Change::Len(_) => {}
                 Change::Write { offset, data } => {
-                    let torn = random() % 4 == 0;
+                    let torn = random().is_multiple_of(4);
                     let whole = random() % 4 < keep;
                     write_sectors(&mut image, *offset, data, |_| {
-                        if torn { random() % 2 == 0 } else { whole }
+                        if torn {
+                            random().is_multiple_of(2)
+                        } else {
+                            whole
+                        }
                     });
                 }
             }

@@ -144,7 +144,17 @@ pub struct BucketMut<'a> {
     id: BucketId,
 }
 
-impl BucketMut<'_> {
+impl<'a> BucketMut<'a> {
+    /// Creates the nested bucket `name` and goes into it.
+    pub(crate) fn into_new_bucket(self, name: &[u8]) -> Result<BucketMut<'a>, Error> {
+        let id = self.work.create(self.id, name)?;
+        Ok(BucketMut {
+            work: self.work,
+            freelist: self.freelist,
+            id,
+        })
+    }
+
     /// The same bucket, for reading.
     #[must_use]
     pub fn read(&self) -> Bucket<'_> {

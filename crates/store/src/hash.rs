@@ -86,7 +86,10 @@ pub fn hash_kv(shared: &Arc<Shared>, revision: i64) -> Result<HashKv, PlanError>
         let compact_revision = shared.compact_revision();
         return Ok(Hasher::new(compact_revision, revision, |_: &Row<'_>| true).finish());
     }
-    if let Some(remembered) = shared.compaction_hash(revision) {
+    // (etcd lets 0 find the hash of a compaction to 0: a slip not worth copying.)
+    if revision > 0
+        && let Some(remembered) = shared.compaction_hash(revision)
+    {
         return Ok(remembered);
     }
     // The pin keeps later compactions from removing what this one has left, until we are done.

@@ -30,12 +30,21 @@ struct Model {
 
 impl Model {
     fn new() -> Model {
-        Model { revision: 1, compacted: -1, keys: BTreeMap::new() }
+        Model {
+            revision: 1,
+            compacted: -1,
+            keys: BTreeMap::new(),
+        }
     }
 
     fn get(&self, key: &[u8], at: i64) -> Option<&KeyValue> {
         let changes = self.keys.get(key)?;
-        changes.iter().rev().find(|(main, _)| *main <= at)?.1.as_ref()
+        changes
+            .iter()
+            .rev()
+            .find(|(main, _)| *main <= at)?
+            .1
+            .as_ref()
     }
 
     fn in_range(key: &[u8], start: &[u8], end: &[u8]) -> bool {
@@ -67,14 +76,20 @@ impl Model {
             },
             lease: 0,
         };
-        self.keys.entry(request.key.to_vec()).or_default().push((main, Some(kv)));
+        self.keys
+            .entry(request.key.to_vec())
+            .or_default()
+            .push((main, Some(kv)));
         prev
     }
 
     fn delete(&mut self, main: i64, request: &DeleteRangeRequest) -> Vec<KeyValue> {
         let gone = self.live(&request.key, &request.range_end, main);
         for kv in &gone {
-            self.keys.entry(kv.key.to_vec()).or_default().push((main, None));
+            self.keys
+                .entry(kv.key.to_vec())
+                .or_default()
+                .push((main, None));
         }
         gone
     }
@@ -90,7 +105,10 @@ impl Model {
         };
         let mut kvs = self.live(&request.key, &request.range_end, at);
         let mut response = RangeResponse {
-            header: Some(ResponseHeader { revision: header, ..Default::default() }),
+            header: Some(ResponseHeader {
+                revision: header,
+                ..Default::default()
+            }),
             count: kvs.len() as i64,
             ..Default::default()
         };
@@ -108,8 +126,11 @@ impl Model {
             (min == 0 || value >= min) && (max == 0 || value <= max)
         };
         kvs.retain(|kv| {
-            within(kv.mod_revision, request.min_mod_revision, request.max_mod_revision)
-                && within(kv.create_revision, request.min_create_revision, 0)
+            within(
+                kv.mod_revision,
+                request.min_mod_revision,
+                request.max_mod_revision,
+            ) && within(kv.create_revision, request.min_create_revision, 0)
         });
         match target {
             SortTarget::Key => {}
@@ -183,8 +204,11 @@ fn put() -> impl Strategy<Value = PutRequest> {
 }
 
 fn delete() -> impl Strategy<Value = DeleteRangeRequest> {
-    (key(), range_end(), any::<bool>())
-        .prop_map(|(key, range_end, prev_kv)| DeleteRangeRequest { key, range_end, prev_kv })
+    (key(), range_end(), any::<bool>()).prop_map(|(key, range_end, prev_kv)| DeleteRangeRequest {
+        key,
+        range_end,
+        prev_kv,
+    })
 }
 
 fn range() -> impl Strategy<Value = RangeRequest> {
@@ -240,24 +264,37 @@ fn op() -> impl Strategy<Value = RequestOp> {
         }),
     ];
     leaf.prop_recursive(2, 8, 3, |inner| {
-        let ops = prop::collection::vec(op_of(inner), 0..3);
-        (prop::collection::vec(compare(), 0..2), ops.clone(), ops).prop_map(
+        let ops = || prop::collection::vec(op_of(inner.clone()), 0..3);
+        (prop::collection::vec(compare(), 0..2), ops(), ops()).prop_map(
             |(compare, success, failure)| {
-                Request::RequestTxn(TxnRequest { compare, success, failure })
+                Request::RequestTxn(TxnRequest {
+                    compare,
+                    success,
+                    failure,
+                })
             },
         )
     })
-    .prop_map(|request| RequestOp { request: Some(request) })
+    .prop_map(|request| RequestOp {
+        request: Some(request),
+    })
 }
 
-fn op_of(inner: impl Strategy<Value = Request>) -> impl Strategy<Value = RequestOp> {
-    inner.prop_map(|request| RequestOp { request: Some(request) })
+fn op_of(inner: impl Strategy<Value = Request> + Clone) -> impl Strategy<Value = RequestOp> {
+    inner.prop_map(|request| RequestOp {
+        request: Some(request),
+    })
 }
 
 fn txn() -> impl Strategy<Value = TxnRequest> {
-    let ops = prop::collection::vec(op(), 0..4);
-    (prop::collection::vec(compare(), 0..3), ops.clone(), ops)
-        .prop_map(|(compare, success, failure)| TxnRequest { compare, success, failure })
+    let ops = || prop::collection::vec(op(), 0..4);
+    (prop::collection::vec(compare(), 0..3), ops(), ops()).prop_map(
+        |(compare, success, failure)| TxnRequest {
+            compare,
+            success,
+            failure,
+        },
+    )
 }
 
 #[derive(Clone, Debug)]
@@ -301,7 +338,10 @@ impl Run {
             Step::Txn(txn) => self.txn(txn),
             Step::Compact(back) => self.compact(self.model.revision - back),
             Step::Range(range) => {
-                assert_eq!(self.rig.range(&range), self.model.range(&range, self.model.revision));
+                assert_eq!(
+                    self.rig.range(&range),
+                    self.model.range(&range, self.model.revision)
+                );
             }
             Step::Commit => {
                 self.rig.commit();
@@ -312,15 +352,23 @@ impl Run {
             }
         }
         assert_eq!(self.rig.store.shared().revision(), self.model.revision);
-        assert_eq!(self.rig.store.shared().compact_revision(), self.model.compacted);
+        assert_eq!(
+            self.rig.store.shared().compact_revision(),
+            self.model.compacted
+        );
     }
 
     fn put(&mut self, put: PutRequest) {
         let main = self.model.revision + 1;
         let expected = self.model.put(main, &put).filter(|_| put.prev_kv);
         self.model.revision = main;
-        let request = InternalRaftRequest { put: Some(put), ..Default::default() };
-        let Outcome::Put { revision, prev } = self.rig.outcome(&request) else { panic!() };
+        let request = InternalRaftRequest {
+            put: Some(put),
+            ..Default::default()
+        };
+        let Outcome::Put { revision, prev } = self.rig.outcome(&request) else {
+            panic!()
+        };
         assert_eq!(revision, main);
         assert_eq!(self.value(prev.map(|(prev, _)| prev)), expected);
     }
@@ -329,14 +377,25 @@ impl Run {
         let gone = self.model.delete(self.model.revision + 1, &delete);
         self.model.revision += i64::from(!gone.is_empty());
         let wanted = delete.prev_kv;
-        let request = InternalRaftRequest { delete_range: Some(delete), ..Default::default() };
-        let Outcome::Delete { revision, deleted, prevs, pin: _pin } = self.rig.outcome(&request)
+        let request = InternalRaftRequest {
+            delete_range: Some(delete),
+            ..Default::default()
+        };
+        let Outcome::Delete {
+            revision,
+            deleted,
+            prevs,
+            pin: _pin,
+        } = self.rig.outcome(&request)
         else {
             panic!()
         };
         assert_eq!(revision, self.model.revision);
         assert_eq!(deleted, gone.len() as i64);
-        let values: Vec<_> = prevs.iter().map(|prev| self.value(Some(*prev)).unwrap()).collect();
+        let values: Vec<_> = prevs
+            .iter()
+            .map(|prev| self.value(Some(*prev)).unwrap())
+            .collect();
         assert_eq!(values, if wanted { gone } else { Vec::new() });
     }
 
@@ -344,8 +403,16 @@ impl Run {
         // Two puts of one key in one transaction are refused before they come here.
         let before = self.model.clone();
         let main = before.revision + 1;
-        let request = InternalRaftRequest { txn: Some(txn.clone()), ..Default::default() };
-        let Outcome::Txn { revision, succeeded, ops, pin: _pin } = self.rig.outcome(&request)
+        let request = InternalRaftRequest {
+            txn: Some(txn.clone()),
+            ..Default::default()
+        };
+        let Outcome::Txn {
+            revision,
+            succeeded,
+            ops,
+            pin: _pin,
+        } = self.rig.outcome(&request)
         else {
             panic!()
         };
@@ -365,15 +432,28 @@ impl Run {
         main: i64,
         changed: &mut usize,
     ) {
-        assert_eq!(succeeded, txn.compare.iter().all(|compare| before.holds(compare)));
-        let branch = if succeeded { &txn.success } else { &txn.failure };
+        assert_eq!(
+            succeeded,
+            txn.compare.iter().all(|compare| before.holds(compare))
+        );
+        let branch = if succeeded {
+            &txn.success
+        } else {
+            &txn.failure
+        };
         assert_eq!(branch.len(), ops.len());
         for (op, outcome) in branch.iter().zip(ops) {
             match (op.request.as_ref().unwrap(), outcome) {
                 (Request::RequestRange(range), OpOutcome::Range { at, header }) => {
-                    let at = ReadAt::InTxn { at: *at, header: *header };
+                    let at = ReadAt::InTxn {
+                        at: *at,
+                        header: *header,
+                    };
                     let current = main - i64::from(*changed == 0);
-                    assert_eq!(self.rig.range_at(range, at), self.model.range(range, current));
+                    assert_eq!(
+                        self.rig.range_at(range, at),
+                        self.model.range(range, current)
+                    );
                 }
                 (Request::RequestPut(put), OpOutcome::Put { revision, prev }) => {
                     let expected = self.model.put(main, put).filter(|_| put.prev_kv);
@@ -383,14 +463,20 @@ impl Run {
                 }
                 (
                     Request::RequestDeleteRange(delete),
-                    OpOutcome::Delete { revision, deleted, prevs },
+                    OpOutcome::Delete {
+                        revision,
+                        deleted,
+                        prevs,
+                    },
                 ) => {
                     let gone = self.model.delete(main, delete);
                     *changed += gone.len();
                     assert_eq!(*revision, main - i64::from(*changed == 0));
                     assert_eq!(*deleted, gone.len() as i64);
-                    let values: Vec<_> =
-                        prevs.iter().map(|prev| self.value(Some(*prev)).unwrap()).collect();
+                    let values: Vec<_> = prevs
+                        .iter()
+                        .map(|prev| self.value(Some(*prev)).unwrap())
+                        .collect();
                     assert_eq!(values, if delete.prev_kv { gone } else { Vec::new() });
                 }
                 (Request::RequestTxn(txn), OpOutcome::Txn { succeeded, ops }) => {
@@ -403,7 +489,10 @@ impl Run {
 
     fn compact(&mut self, to: i64) {
         let request = InternalRaftRequest {
-            compaction: Some(CompactionRequest { revision: to, physical: true }),
+            compaction: Some(CompactionRequest {
+                revision: to,
+                physical: true,
+            }),
             ..Default::default()
         };
         let outcome = self.rig.outcome(&request);
@@ -416,7 +505,9 @@ impl Run {
         let before = hash::hash_kv(self.rig.store.shared(), 0).unwrap();
         self.rig.finish_compactions();
         let after = hash::hash_kv(self.rig.store.shared(), 0).unwrap();
-        if self.model.revision != to {
+        // Where nothing is alive, etcd's hash looks at whatever rows there are.
+        let alive = !self.model.live(b"a", &[0], i64::MAX).is_empty();
+        if self.model.revision != to && alive {
             assert_eq!(before, after, "removing dead rows does not change the hash");
         }
     }

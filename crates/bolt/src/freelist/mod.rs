@@ -213,7 +213,7 @@ impl Freelist {
     }
 }
 
-/// Reads the freelist page `id`: the numbers, ascending, all of them possible.
+/// Reads the freelist page `id`: the numbers, ascending, each once, all of them possible.
 pub(crate) fn read_page(pages: Pages<'_>, id: PageId) -> Result<Vec<PageId>, Error> {
     let mut ids = read_raw(pages, id)?;
     ids.sort_unstable();
@@ -221,8 +221,15 @@ pub(crate) fn read_page(pages: Pages<'_>, id: PageId) -> Result<Vec<PageId>, Err
     if let Some(bad) = ids.iter().copied().find(impossible) {
         return Err(Error::corrupt(id, Damage::FreelistEntry { id: bad }));
     }
-    if let Some(twice) = ids.windows(2).find(|pair| pair[0] == pair[1]) {
-        return Err(Error::corrupt(twice[0], Damage::AlreadyFreed));
+    // bbolt opens a file whose list names a page twice; taken once it does no harm.
+    let listed = ids.len();
+    ids.dedup();
+    if ids.len() < listed {
+        tracing::warn!(
+            page = id.0,
+            twice = listed - ids.len(),
+            "free pages are listed twice"
+        );
     }
     Ok(ids)
 }

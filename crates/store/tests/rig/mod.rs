@@ -21,7 +21,11 @@ pub struct Rig {
 }
 
 fn options() -> OpenOptions {
-    OpenOptions { bolt: OpenOptions::bolt(), quota: Quota::new(-1), lease_ttl_min: 2 }
+    OpenOptions {
+        bolt: OpenOptions::bolt(),
+        quota: Quota::new(-1),
+        lease_ttl_min: 2,
+    }
 }
 
 impl Rig {
@@ -32,7 +36,11 @@ impl Rig {
     pub fn open(storage: MemStorage) -> Rig {
         let db = Db::open_storage(Box::new(storage.clone()), options().bolt).unwrap();
         let opened = open_db(db, None, &options()).unwrap();
-        Rig { store: opened.store, committer: opened.committer, storage }
+        Rig {
+            store: opened.store,
+            committer: opened.committer,
+            storage,
+        }
     }
 
     /// Commits everything and starts again from the file.
@@ -87,11 +95,7 @@ impl Rig {
         self.range_at(request, ReadAt::Current)
     }
 
-    pub fn range_at(
-        &self,
-        request: &RangeRequest,
-        at: ReadAt,
-    ) -> Result<RangeResponse, ApiError> {
+    pub fn range_at(&self, request: &RangeRequest, at: ReadAt) -> Result<RangeResponse, ApiError> {
         let shared = self.store.shared();
         let plan = match range::plan(shared, request, at) {
             Ok(plan) => plan,
@@ -102,7 +106,11 @@ impl Rig {
         let mut emitter = plan.into_emitter(shared.clone());
         let mut body = BytesMut::new();
         while emitter.next_chunk(64, &mut body).unwrap() == Progress::More {}
-        assert_eq!(body.len() as u64, len, "the length of an answer is known beforehand");
+        assert_eq!(
+            body.len() as u64,
+            len,
+            "the length of an answer is known beforehand"
+        );
         let mut response = RangeResponse::decode(Bytes::from(body)).unwrap();
         response.header = Some(keelson_proto::rpc::etcdserverpb::ResponseHeader {
             revision,
