@@ -1,5 +1,5 @@
 //! Keys, transactions and compaction against a plain model, through apply, tail, file and restart.
-#![expect(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod rig;
 

@@ -14,9 +14,9 @@ use keelson_store::{
 };
 use prost::Message as _;
 
-pub struct Rig {
-    pub store: Store,
-    pub committer: Committer,
+pub(crate) struct Rig {
+    pub(crate) store: Store,
+    pub(crate) committer: Committer,
     storage: MemStorage,
 }
 
@@ -29,11 +29,11 @@ fn options() -> OpenOptions {
 }
 
 impl Rig {
-    pub fn new() -> Rig {
+    pub(crate) fn new() -> Rig {
         Rig::open(MemStorage::default())
     }
 
-    pub fn open(storage: MemStorage) -> Rig {
+    pub(crate) fn open(storage: MemStorage) -> Rig {
         let db = Db::open_storage(Box::new(storage.clone()), options().bolt).unwrap();
         let opened = open_db(db, None, &options()).unwrap();
         Rig {
@@ -44,14 +44,14 @@ impl Rig {
     }
 
     /// Commits everything and starts again from the file.
-    pub fn restart(mut self) -> Rig {
+    pub(crate) fn restart(mut self) -> Rig {
         self.commit();
         let storage = self.storage.clone();
         drop(self);
         Rig::open(storage)
     }
 
-    pub fn apply(&mut self, request: &InternalRaftRequest) -> Applied {
+    pub(crate) fn apply(&mut self, request: &InternalRaftRequest) -> Applied {
         let (index, term) = self.store.applied();
         let entry = Entry {
             kind: EntryKind::Normal,
@@ -62,17 +62,17 @@ impl Rig {
         self.store.apply(&entry, Answer::Wanted).unwrap()
     }
 
-    pub fn outcome(&mut self, request: &InternalRaftRequest) -> Outcome {
+    pub(crate) fn outcome(&mut self, request: &InternalRaftRequest) -> Outcome {
         self.apply(request).outcome
     }
 
-    pub fn commit(&mut self) -> Durable {
+    pub(crate) fn commit(&mut self) -> Durable {
         let sealed = self.store.seal();
         self.committer.commit(&sealed).unwrap()
     }
 
     /// Carries every compaction that was asked for to its end.
-    pub fn finish_compactions(&mut self) {
+    pub(crate) fn finish_compactions(&mut self) {
         if !self.store.is_compacting() {
             return;
         }
@@ -91,11 +91,15 @@ impl Rig {
         }
     }
 
-    pub fn range(&self, request: &RangeRequest) -> Result<RangeResponse, ApiError> {
+    pub(crate) fn range(&self, request: &RangeRequest) -> Result<RangeResponse, ApiError> {
         self.range_at(request, ReadAt::Current)
     }
 
-    pub fn range_at(&self, request: &RangeRequest, at: ReadAt) -> Result<RangeResponse, ApiError> {
+    pub(crate) fn range_at(
+        &self,
+        request: &RangeRequest,
+        at: ReadAt,
+    ) -> Result<RangeResponse, ApiError> {
         let shared = self.store.shared();
         let plan = match range::plan(shared, request, at) {
             Ok(plan) => plan,
