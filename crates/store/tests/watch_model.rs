@@ -609,3 +609,32 @@ proptest! {
         run.settle();
     }
 }
+
+#[test]
+fn a_chunk_of_history_is_bounded_in_bytes() {
+    for range_end in ["", "\0"] {
+        let mut rig = Rig::new();
+        rig.committer.set_window_bytes(0);
+        for _ in 0..20 {
+            rig.put("a", &vec![b'v'; 300_000]);
+        }
+        rig.commit();
+        let last = rig.store.shared().revision();
+        let mut shard = Shard::default();
+        shard.open_at(last);
+        shard.add(StreamId(0), 0, spec("a", range_end, Filters::default(), 1));
+        let mut seen = Vec::new();
+        while shard.wants_history() {
+            let jobs = shard.jobs(1);
+            let chunk = watch::fetch(rig.store.shared(), jobs).unwrap().remove(0);
+            let Fetched::Events { events, upto } = chunk.fetched else {
+                panic!()
+            };
+            let bytes: usize = events.iter().map(|event| event.record.bytes.len()).sum();
+            assert!(bytes <= (1 << 20) + 400_000, "{bytes}");
+            seen.extend(events.iter().map(|event| event.revision.main));
+            shard.fetched(chunk.target.handle, upto, true);
+        }
+        assert_eq!(seen, (2..=last).collect::<Vec<_>>());
+    }
+}
