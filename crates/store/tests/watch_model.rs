@@ -76,6 +76,8 @@ struct Client {
     end: &'static str,
     filters: Filters,
     start: i64,
+    /// Whether it named no start revision.
+    from_now: bool,
     handle: Handle,
     /// It has everything up to here.
     known: i64,
@@ -287,12 +289,6 @@ impl Run {
                 filters,
                 start,
             } => {
-                let start = match start {
-                    Start::Past(back) => (self.model.revision - back).max(1),
-                    Start::Now => self.model.revision + 1,
-                    Start::Future(on) => self.model.revision + 1 + on,
-                    Start::Beginning => 0,
-                };
                 let filters = Filters {
                     no_put: filters.0,
                     no_delete: filters.1,
@@ -390,17 +386,32 @@ impl Run {
         key: &'static str,
         end: &'static str,
         filters: Filters,
-        start: i64,
+        start: Start,
     ) {
         let id = self.clients.len() as i64;
-        let spec = spec(key, end, filters, start);
-        let handle = self.shard.add(StreamId(stream as u64), id, spec);
+        let now = self.model.revision;
+        let from_now = matches!(start, Start::Now);
+        let start = match start {
+            Start::Past(back) => (now - back).max(1),
+            Start::Now => now + 1,
+            Start::Future(on) => now + on,
+            Start::Beginning => 0,
+        };
+        let stream_id = StreamId(stream as u64);
+        let handle = if from_now {
+            let spec = spec(key, end, filters, 0);
+            self.shard.add_from_now(stream_id, id, spec, now)
+        } else {
+            let spec = spec(key, end, filters, start);
+            self.shard.add(stream_id, id, spec)
+        };
         self.clients.push(Client {
             stream,
             key,
             end,
             filters,
             start,
+            from_now,
             handle,
             known: start - 1,
             active: false,
@@ -513,7 +524,7 @@ impl Run {
         let complete = self.shard.is_complete(client.handle);
         if complete {
             assert!(!client.compacted && !client.removed);
-            assert!(client.start <= last + 1);
+            assert!(client.start <= last + i64::from(client.from_now));
             assert!(
                 client.lacks(&self.model, last).is_none(),
                 "progress is told of what was sent"
@@ -522,10 +533,7 @@ impl Run {
         }
         let quiet = !std::mem::take(&mut client.active);
         let due = self.shard.progress_due(client.handle);
-        assert!(!due || (complete && quiet));
-        if complete && quiet && client.start < last {
-            assert!(due);
-        }
+        assert_eq!(due, complete && quiet);
     }
 
     /// The member starts again, and its clients watch on from where they were.
@@ -539,7 +547,10 @@ impl Run {
         self.shard.open_at(self.model.revision);
         for (id, client) in (0..).zip(&mut self.clients) {
             let stream = StreamId(client.stream as u64);
-            let spec = spec(client.key, client.end, client.filters, client.known + 1);
+            client.start = client.known + 1;
+            client.from_now = false;
+            client.active = false;
+            let spec = spec(client.key, client.end, client.filters, client.start);
             client.handle = self.shard.add(stream, id, spec);
             if client.compacted {
                 self.shard.compacted(client.handle);
@@ -556,7 +567,7 @@ impl Run {
         while !self.batches.is_empty() {
             self.deliver();
         }
-        assert!(self.shard.last() <= self.model.revision);
+        assert_eq!(self.shard.last(), self.model.revision);
         let mut rounds = 0;
         loop {
             for stream in 0..STREAMS {
@@ -581,7 +592,7 @@ impl Run {
                 continue;
             }
             assert!(client.lacks(&self.model, self.model.revision).is_none());
-            let due = client.start <= self.shard.last() + 1;
+            let due = client.start <= self.shard.last() + i64::from(client.from_now);
             assert_eq!(self.shard.is_complete(client.handle), due);
         }
     }
