@@ -26,7 +26,7 @@ pub(crate) struct Rig {
 const _: () = {
     let _ = (Rig::new, Rig::open, Rig::open_on, Rig::restart);
     let _ = (Rig::apply, Rig::outcome, Rig::put, Rig::compact);
-    let _ = (Rig::commit, Rig::finish_compactions, Rig::rows);
+    let _ = (Rig::commit, Rig::finish_compactions, Rig::rows, Rig::disk);
     let _ = (Rig::range, Rig::range_at);
 };
 
@@ -118,6 +118,11 @@ impl Rig {
     pub(crate) fn commit(&mut self) -> Durable {
         let sealed = self.store.seal();
         self.committer.commit(&sealed).unwrap()
+    }
+
+    /// What the engine writes to.
+    pub(crate) fn disk(&self) -> &MemStorage {
+        &self.storage
     }
 
     /// Every row of the file, by bucket.
