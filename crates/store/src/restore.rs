@@ -1,5 +1,6 @@
 //! From a file to the state: what is in memory is rebuilt at start.
 
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
@@ -280,6 +281,8 @@ fn load_keys(read: &ReadTx, index: &mut IndexWriter, leases: &mut Table) -> Resu
         stray_tombstones: 0,
     };
     let mut failed = None;
+    // Only the last record of a key counts: a lease that was revoked is named by earlier ones.
+    let mut missing = BTreeSet::new();
     walk_file(read, 0, i64::MAX, |row| {
         let peeked = match peek(row.value) {
             Ok(peeked) => peeked,
@@ -304,14 +307,18 @@ fn load_keys(read: &ReadTx, index: &mut IndexWriter, leases: &mut Table) -> Resu
         } else {
             LeaseId(peeked.lease)
         };
+        if !missing.is_empty() {
+            missing.remove(peeked.key);
+        }
         if (!lease.is_none() || !leases.lease_of(peeked.key).is_none())
             && leases.attach(peeked.key, lease).is_err()
         {
             leases.detach(peeked.key);
-            loaded.missing_leases += 1;
+            missing.insert(peeked.key.to_vec());
         }
         loaded.last = row.revision.main;
         ControlFlow::Continue(())
     })?;
+    loaded.missing_leases = missing.len() as u64;
     failed.map_or(Ok(loaded), Err)
 }
