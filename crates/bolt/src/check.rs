@@ -346,11 +346,12 @@ impl<'tx> Check<'tx> {
                 self.add(Some(id), text);
             }
         }
-        if let Some(bound) = bound.filter(|bound| key >= *bound) {
+        if bound.is_some_and(|bound| key >= bound) {
+            // The text says "next" and bbolt shows the previous key there; so do we.
             let text = format!(
                 "{} < than key of the next element in ancestor (hex){}. Pages stack: {}",
                 place(),
-                hex(bound),
+                hex(previous.unwrap_or_default()),
                 stack()
             );
             self.add(Some(id), text);

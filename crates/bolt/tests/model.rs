@@ -1,5 +1,5 @@
 //! Random work on a database and on a model of ordered maps, with the same results.
-#![expect(clippy::unwrap_used, reason = "tests")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

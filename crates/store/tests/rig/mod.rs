@@ -95,7 +95,11 @@ impl Rig {
         self.range_at(request, ReadAt::Current)
     }
 
-    pub(crate) fn range_at(&self, request: &RangeRequest, at: ReadAt) -> Result<RangeResponse, ApiError> {
+    pub(crate) fn range_at(
+        &self,
+        request: &RangeRequest,
+        at: ReadAt,
+    ) -> Result<RangeResponse, ApiError> {
         let shared = self.store.shared();
         let plan = match range::plan(shared, request, at) {
             Ok(plan) => plan,
