@@ -1,1 +1,56 @@
 //! An embedded key-value engine over the bbolt file format.
+//!
+//! One file, one writer, any number of readers; a commit is durable and all or nothing. The file
+//! is readable by bbolt and the other way round. See the crate's README for how it is put together
+//! and `docs/format/bolt.md` for the format.
+
+mod arena;
+mod bucket;
+mod check;
+mod commit;
+mod compact;
+mod cursor;
+mod db;
+mod error;
+mod freelist;
+mod id;
+mod map;
+mod mem;
+mod meta;
+mod node;
+mod page;
+mod read_tx;
+mod source;
+mod stats;
+mod storage;
+mod sync;
+mod tree;
+mod work;
+mod write_tx;
+
+pub use bucket::Bucket;
+pub use check::{Problem, check};
+pub use commit::Committed;
+pub use compact::compact;
+pub use cursor::{Cursor, Entry};
+pub use db::{Db, Options};
+pub use error::{Damage, Error};
+pub use freelist::FreelistKind;
+pub use id::{PageId, TxId};
+pub use mem::MemStorage;
+pub use read_tx::ReadTx;
+pub use stats::Stats;
+pub use storage::{FileStorage, Storage, View};
+pub use write_tx::{BucketMut, CursorMut, WriteTx};
+
+/// Longest key in bytes.
+pub const MAX_KEY_SIZE: usize = 32768;
+/// Longest value in bytes.
+pub const MAX_VALUE_SIZE: usize = (1 << 31) - 2;
+/// Deepest nesting of buckets; deeper files are taken for damaged.
+pub const MAX_NESTING: usize = 512;
+/// How full pages are left by a split unless set.
+pub const DEFAULT_FILL: f64 = 0.5;
+/// Deepest tree of pages: a sound one has at least two children a branch, so it has fewer levels
+/// than a page number has bits.
+pub(crate) const MAX_DEPTH: usize = 64;

@@ -198,7 +198,7 @@ pub fn quoted(bytes: &[u8]) -> String {
                 '\r' => text.push_str("\\r"),
                 '\t' => text.push_str("\\t"),
                 '\x0b' => text.push_str("\\v"),
-                char if char.is_ascii_control() => push_hex(&mut text, char as u32),
+                char if char.is_ascii_control() => push_hex(&mut text, u32::from(char)),
                 char if char.is_control() => {
                     let _ = write!(text, "\\u{:04x}", u32::from(char));
                 }

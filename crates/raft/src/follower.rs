@@ -252,6 +252,7 @@ impl<S: Storage> Raft<S> {
             .restored(members, index)
             .map_err(|source| Error::BadConfState { source })?;
         self.log.restore(snapshot, &mut *self.events);
+        self.restored = index;
         self.switch_to(tracker);
         let last = self.log.last_id();
         event!(

@@ -10,7 +10,7 @@ use crate::events::event;
 use crate::log::{EntryId, count, data_bytes};
 use crate::progress::ProgressState;
 use crate::raft::{Raft, Role};
-use crate::read::{ReadQueue, ReadState};
+use crate::read::ReadQueue;
 use crate::{Error, ReadOnlyOption, Storage};
 
 /// What only a leader needs, and forgets when it stops leading.
@@ -25,10 +25,10 @@ pub(crate) struct Leadership {
     uncommitted_bytes: u64,
     /// Ticks since the last heartbeat.
     heartbeat_elapsed: u32,
-    reads: ReadQueue,
+    pub(crate) reads: ReadQueue,
     /// Reads that came before this leader had committed anything: until then it does not know what
     /// is committed.
-    early_reads: Vec<Message>,
+    pub(crate) early_reads: Vec<Message>,
 }
 
 impl Leadership {
@@ -574,9 +574,9 @@ impl<S: Storage> Raft<S> {
     }
 }
 
-/// Heartbeats, reads, and the transfer of leadership.
+/// Heartbeats and the transfer of leadership.
 impl<S: Storage> Raft<S> {
-    fn broadcast_heartbeat(&mut self) {
+    pub(crate) fn broadcast_heartbeat(&mut self) {
         let context = self.leadership.reads.context();
         for to in self.tracker.others(self.id) {
             let committed = self.log.committed;
@@ -613,62 +613,6 @@ impl<S: Storage> Raft<S> {
         reads.ack(message.from, &message.context);
         for read in reads.confirm(&self.tracker.config.voters) {
             self.answer_read(read.request, read.index);
-        }
-    }
-
-    fn on_read(&mut self, request: Message) {
-        if self.tracker.is_singleton() {
-            self.answer_read(request, self.log.committed);
-        } else if self.has_committed_in_term() {
-            self.start_read(request);
-        } else {
-            self.leadership.early_reads.push(request);
-        }
-    }
-
-    /// Whether this leader has committed anything, and so knows all that is committed.
-    fn has_committed_in_term(&self) -> bool {
-        self.log.term_or_zero(self.log.committed) == self.term
-    }
-
-    fn release_early_reads(&mut self) {
-        if self.has_committed_in_term() {
-            for request in std::mem::take(&mut self.leadership.early_reads) {
-                self.start_read(request);
-            }
-        }
-    }
-
-    fn start_read(&mut self, request: Message) {
-        let committed = self.log.committed;
-        match self.config.read_only {
-            ReadOnlyOption::Safe => {
-                let reads = &mut self.leadership.reads;
-                reads.push(request, committed);
-                let context = reads.context();
-                reads.ack(self.id, &context);
-                self.broadcast_heartbeat();
-            }
-            ReadOnlyOption::LeaseBased => self.answer_read(request, committed),
-        }
-    }
-
-    /// Answers a read, of this member or of another.
-    fn answer_read(&mut self, request: Message, index: LogIndex) {
-        if request.from.is_none() || request.from == self.id {
-            let context = request.entries.into_iter().next();
-            self.read_states.push(ReadState {
-                index,
-                context: context.unwrap_or_default().data,
-            });
-        } else {
-            self.send(Message {
-                kind: MessageKind::ReadIndexResp,
-                to: request.from,
-                index,
-                entries: request.entries,
-                ..Message::default()
-            });
         }
     }
 

@@ -18,7 +18,10 @@ use crate::events::EventSink;
 use crate::log::encoded_bytes;
 use crate::raft::{Draw, Raft, SoftState};
 use crate::read::ReadState;
-use crate::{BasicStatus, ConfChangeError, Config, Error, Role, Status, Storage, TracingEvents};
+use crate::{
+    BasicStatus, ConfChangeError, Config, Configuration, Error, Role, Status, Storage,
+    TracingEvents,
+};
 
 /// To whom messages go that ask for entries, state and snapshots to be made durable.
 pub const APPEND_THREAD: MemberId = MemberId(u64::MAX);
@@ -155,7 +158,10 @@ impl<S: Storage> RawNode<S> {
     }
 
     /// Carries out a configuration change whose entry is being applied, and returns the
-    /// configuration that it leads to. Not to be called for one that the application refuses.
+    /// configuration that it leads to.
+    ///
+    /// Not to be called for a change that the application refuses, nor for an entry up to
+    /// [`RawNode::restored_index`]: a snapshot that came while it was being applied covers it already.
     ///
     /// # Errors
     ///
@@ -465,6 +471,27 @@ impl<S: Storage> RawNode<S> {
         self.raft.log.applied
     }
 
+    /// Whether an entry of the present term is committed. A new leader does not know what is
+    /// committed before.
+    #[must_use]
+    pub fn has_committed_in_term(&self) -> bool {
+        self.raft.has_committed_in_term()
+    }
+
+    /// Who votes and who learns, as of what is applied.
+    #[must_use]
+    pub fn config(&self) -> &Configuration {
+        &self.raft.tracker.config
+    }
+
+    /// The index of the last snapshot of a leader that was taken over since the start, or 0. The
+    /// configuration already holds all changes up to it, even while entries before it, handed out
+    /// earlier, are still being applied.
+    #[must_use]
+    pub fn restored_index(&self) -> LogIndex {
+        self.raft.restored
+    }
+
     /// The end of the log, durable or not.
     #[must_use]
     pub fn last_index(&self) -> LogIndex {
@@ -515,9 +542,34 @@ fn is_response(kind: MessageKind) -> bool {
     )
 }
 
+/// Kinds that a member sends in a term. Without one they would pass for its own doing.
+fn has_term(kind: MessageKind) -> bool {
+    use MessageKind as Kind;
+    matches!(
+        kind,
+        Kind::App
+            | Kind::AppResp
+            | Kind::Vote
+            | Kind::VoteResp
+            | Kind::PreVote
+            | Kind::PreVoteResp
+            | Kind::Snap
+            | Kind::Heartbeat
+            | Kind::HeartbeatResp
+            | Kind::TimeoutNow
+            | Kind::ReadIndexResp
+    )
+}
+
 /// Checks what a message from outside must satisfy for the state machine to look at it.
 fn check_shape(message: &Message) -> Result<(), Error> {
     let malformed = |what| Err(Error::Malformed { what });
+    if message.term == Term(0) && has_term(message.kind) {
+        return malformed("a message without the term of its sender");
+    }
+    if message.term == Term(u64::MAX) {
+        return malformed("the last possible term, after which there is no election");
+    }
     match message.kind {
         MessageKind::App => {
             let (mut index, mut term) = (message.index, message.log_term);
@@ -537,9 +589,6 @@ fn check_shape(message: &Message) -> Result<(), Error> {
         MessageKind::Prop if message.entries.is_empty() => malformed("a proposal of nothing"),
         MessageKind::ReadIndex if message.entries.len() != 1 => {
             malformed("a read index request must carry one entry")
-        }
-        MessageKind::Vote | MessageKind::PreVote if message.term == Term(0) => {
-            malformed("a vote request without a term")
         }
         MessageKind::Snap
             if message

@@ -69,6 +69,8 @@ pub(crate) struct Raft<S> {
     /// addressed to this member itself.
     pub(crate) messages_after_append: Vec<Message>,
     pub(crate) read_states: Vec<ReadState>,
+    /// The index of the last snapshot that was taken over; the configuration is at least as new.
+    pub(crate) restored: LogIndex,
     pub(crate) events: Box<dyn EventSink>,
 }
 
@@ -118,6 +120,7 @@ impl<S: Storage> Raft<S> {
             messages: Vec::new(),
             messages_after_append: Vec::new(),
             read_states: Vec::new(),
+            restored: LogIndex(0),
             events,
             config,
         };
@@ -155,8 +158,11 @@ impl<S: Storage> Raft<S> {
             }
         };
         if !stored.is_empty() {
+            // The commit index need not be durable, so a snapshot may be ahead of it. (The reference
+            // refuses to start then.)
             let (first, last) = (self.log.committed, self.log.last_index());
-            self.log.committed = within("state.commit", stored.commit, first, last)?;
+            let commit = stored.commit.max(first);
+            self.log.committed = within("state.commit", commit, first, last)?;
             self.term = stored.term;
             self.vote = stored.vote;
         }

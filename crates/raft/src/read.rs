@@ -7,10 +7,16 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use keelson_proto::ids::{LogIndex, MemberId};
-use keelson_proto::message::Message;
+use keelson_proto::message::{Message, MessageKind};
 
+use crate::events::event;
 use crate::log::count;
 use crate::quorum::JointConfig;
+use crate::raft::Raft;
+use crate::{ReadOnlyOption, Storage};
+
+/// Reads that wait for a quorum. Beyond it they are dropped: whoever asks, asks again.
+const WAITING_READS_MAX: usize = 1 << 16;
 
 /// The answer to a read: once `index` is applied, the state may be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +49,10 @@ pub(crate) struct ReadQueue {
 impl ReadQueue {
     pub(crate) fn push(&mut self, request: Message, index: LogIndex) {
         self.waiting.push_back(WaitingRead { request, index });
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.waiting.len()
     }
 
     fn issued(&self) -> u64 {
@@ -78,6 +88,74 @@ impl ReadQueue {
             .expect("no more than wait in memory");
         self.confirmed += count(news);
         self.waiting.drain(..news).collect()
+    }
+}
+
+/// What a leader does with reads.
+impl<S: Storage> Raft<S> {
+    pub(crate) fn on_read(&mut self, request: Message) {
+        let waiting = self.leadership.early_reads.len() + self.leadership.reads.len();
+        if self.tracker.is_singleton() {
+            self.answer_read(request, self.log.committed);
+        } else if waiting >= WAITING_READS_MAX {
+            event!(
+                self.events,
+                Warn,
+                "{} has {waiting} reads waiting at term {}; dropping index reading msg",
+                self.id,
+                self.term
+            );
+        } else if self.has_committed_in_term() {
+            self.start_read(request);
+        } else {
+            self.leadership.early_reads.push(request);
+        }
+    }
+
+    /// Whether an entry of this term is committed: then a leader knows all that is committed.
+    pub(crate) fn has_committed_in_term(&self) -> bool {
+        self.log.term_or_zero(self.log.committed) == self.term
+    }
+
+    pub(crate) fn release_early_reads(&mut self) {
+        if self.has_committed_in_term() {
+            for request in std::mem::take(&mut self.leadership.early_reads) {
+                self.start_read(request);
+            }
+        }
+    }
+
+    fn start_read(&mut self, request: Message) {
+        let committed = self.log.committed;
+        match self.config.read_only {
+            ReadOnlyOption::Safe => {
+                let reads = &mut self.leadership.reads;
+                reads.push(request, committed);
+                let context = reads.context();
+                reads.ack(self.id, &context);
+                self.broadcast_heartbeat();
+            }
+            ReadOnlyOption::LeaseBased => self.answer_read(request, committed),
+        }
+    }
+
+    /// Answers a read, of this member or of another.
+    pub(crate) fn answer_read(&mut self, request: Message, index: LogIndex) {
+        if request.from.is_none() || request.from == self.id {
+            let context = request.entries.into_iter().next();
+            self.read_states.push(ReadState {
+                index,
+                context: context.unwrap_or_default().data,
+            });
+        } else {
+            self.send(Message {
+                kind: MessageKind::ReadIndexResp,
+                to: request.from,
+                index,
+                entries: request.entries,
+                ..Message::default()
+            });
+        }
     }
 }
 

@@ -42,6 +42,9 @@ pub trait Storage {
 
     /// A snapshot for a follower that needs entries which are gone.
     ///
+    /// It must reach at least to the entry before the first. A member that was added after it refuses
+    /// it, so it should be as new as can be.
+    ///
     /// # Errors
     ///
     /// [`StorageError::SnapshotTemporarilyUnavailable`] if it must be asked for again later.

@@ -190,6 +190,9 @@ fn messages_that_no_member_sends_are_refused() {
         empty.term = Term(0);
         assert!(matches!(node.step(empty), Err(Error::Malformed { .. })));
     }
+    let mut local = from_us(MessageKind::App);
+    local.term = Term(0);
+    assert!(matches!(node.step(local), Err(Error::Malformed { .. })));
     let mut gap = from_us(MessageKind::App);
     gap.entries = vec![Entry {
         index: LogIndex(7),

@@ -25,6 +25,8 @@ pub use error::{ConfigError, Stage};
 pub use gates::{FeatureGates, Gate, go_bool};
 pub use quote::quote;
 
+/// The etcd that programs may take this member for: `/version`, `Status` and peers' headers say it.
+pub const ETCD_VERSION: &str = "3.7.1";
 /// The name of a member that was given none.
 pub const DEFAULT_NAME: &str = "default";
 /// Where clients are listened for, and what they are told, when nothing is said.
@@ -148,6 +150,9 @@ pub struct Config {
     /// `basic`, or `extensive` with histograms of calls.
     pub metrics: String,
 
+    /// Whether profiles were asked for; there are none, which a warning says.
+    pub enable_pprof: bool,
+
     /// Kind of token and its options; `simple` is what there is.
     pub auth_token: String,
     /// Life of a token in seconds; 0: 300.
@@ -249,6 +254,7 @@ impl Default for Config {
             warning_apply_duration: Duration::from_millis(100),
             warning_unary_request_duration: check::UNARY_WARNING,
             metrics: "basic".to_owned(),
+            enable_pprof: false,
             auth_token: "simple".to_owned(),
             auth_token_ttl: check::TOKEN_TTL_SECONDS,
             bcrypt_cost: check::BCRYPT_COST,

@@ -192,6 +192,12 @@ pub enum Error {
         /// Where the second metadata record begins.
         offset: u64,
     },
+    /// A segment, or an index in it, has the highest number that there is.
+    #[error("wal: no number is left for a segment after {}", path.display())]
+    NamesExhausted {
+        /// The last segment.
+        path: PathBuf,
+    },
     /// No segment says whose log it is, so it cannot be written on.
     #[error("wal: no metadata found in {}", dir.display())]
     MetadataMissing {
@@ -283,6 +289,7 @@ impl Error {
             | Error::Undecodable { .. }
             | Error::UnexpectedKind { .. }
             | Error::MetadataConflict { .. }
+            | Error::NamesExhausted { .. }
             | Error::MetadataMissing { .. }
             | Error::EntryGap { .. }
             | Error::SnapEmpty { .. }

@@ -76,6 +76,17 @@ impl SegmentName {
     }
 }
 
+impl SegmentName {
+    /// The name of the next segment, begun after this index; `None` when the numbers of a log
+    /// from elsewhere are at their end.
+    pub(crate) fn after(self, last_index: LogIndex) -> Option<SegmentName> {
+        Some(SegmentName {
+            sequence: self.sequence.checked_add(1)?,
+            index: LogIndex(last_index.0.checked_add(1)?),
+        })
+    }
+}
+
 /// Exactly sixteen hex digits.
 pub(crate) fn parse_hex(text: &str) -> Option<u64> {
     let digits = text.len() == NAME_DIGITS && text.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -207,8 +218,9 @@ pub(crate) type Prepared = Result<Arc<dyn File>, Error>;
 
 /// Makes the next segment ready while the current one is written.
 ///
-/// [`crate::Wal::preparer`] gives it out; its owner runs it on a thread of its own. Without one,
-/// the log makes its segments itself, when it needs them.
+/// [`crate::Wal::preparer`] gives it out; its owner runs it on a thread of its own, and joins that
+/// thread before the log is opened again. Without one, the log makes its segments itself, when it
+/// needs them.
 #[derive(Debug)]
 pub struct Preparer {
     pub(crate) files: Arc<dyn Files>,

@@ -219,9 +219,14 @@ impl Wal {
         Ok((wal, replayer.replay))
     }
 
-    /// Gives out what makes the next segment ready, to be run on a thread of its own. The one
-    /// given out before, if any, ends.
+    /// Gives out what makes the next segment ready, to be run on a thread of its own, which ends
+    /// when the log is dropped; its owner joins it before the log is opened again.
+    ///
+    /// # Panics
+    ///
+    /// If it was given out before: two would make the same files.
     pub fn preparer(&mut self) -> Preparer {
+        assert!(self.helper.is_none(), "a log has one preparer");
         let (wanted, wants) = mpsc::channel();
         let (gives, ready) = mpsc::channel();
         let stop = Arc::new(AtomicBool::new(false));
@@ -442,9 +447,8 @@ impl Wal {
         self.unsynced = true;
         self.sync()?;
 
-        let name = SegmentName {
-            sequence: self.tail().name.sequence + 1,
-            index: self.last_index.next(),
+        let Some(name) = self.tail().name.after(self.last_index) else {
+            return Err(Error::NamesExhausted { path });
         };
         let (made_at, file) = self.next_segment()?;
         self.push_head();
@@ -467,8 +471,8 @@ impl Wal {
     /// Where the next segment is made. Two names take turns: the helper may begin the one after
     /// while the one before still waits to be renamed.
     fn making_path(&self) -> PathBuf {
-        let next = self.tail().name.sequence + 1;
-        self.dir.join(format!("{}.tmp", next % 2))
+        let other = 1 - self.tail().name.sequence % 2;
+        self.dir.join(format!("{other}.tmp"))
     }
 
     /// Asks the helper for the next segment once this one is half full: early enough for it, and
@@ -540,8 +544,15 @@ impl Wal {
 
 impl Drop for Wal {
     fn drop(&mut self) {
-        if let Some(helper) = &self.helper {
+        if let Some(helper) = &mut self.helper {
             helper.stop.store(true, Ordering::Relaxed);
+            // One that is ready and was never used need not stay. If this fails it stays, which
+            // is harmless: it is emptied before its name is used again.
+            if let Some(path) = helper.asked.take()
+                && helper.ready.try_recv().is_ok()
+            {
+                drop(self.files.remove(&path));
+            }
         }
     }
 }

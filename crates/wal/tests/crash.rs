@@ -1,5 +1,5 @@
 //! A crash at every change that the log makes to the disk.
-#![expect(clippy::unwrap_used, reason = "tests")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use std::path::Path;
 use std::sync::Arc;

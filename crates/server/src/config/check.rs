@@ -246,7 +246,11 @@ fn check_tls(config: &Config) -> Result<(), ConfigError> {
 /// Refuses what etcd has and this release has not.
 fn check_supported(config: &Config) -> Result<(), ConfigError> {
     let refuse = |setting: String| Err(ConfigError::NotYet { setting });
-    if let Some((flag, value)) = config.not_yet.first_key_value() {
+    let asked = config
+        .not_yet
+        .iter()
+        .find(|(flag, _)| !means_nothing_alone(flag));
+    if let Some((flag, value)) = asked {
         return refuse(format!("--{flag}={value}"));
     }
     let lists = [
@@ -268,6 +272,21 @@ fn check_supported(config: &Config) -> Result<(), ConfigError> {
         }
     }
     Ok(())
+}
+
+/// Details of TLS, discovery, tracing and rotation. Without the flag that turns those on, which is
+/// refused itself, they change nothing in etcd either; its sample file sets some of them.
+fn means_nothing_alone(flag: &str) -> bool {
+    let of_discovery = flag.starts_with("discovery-")
+        && !["discovery-token", "discovery-endpoints", "discovery-srv"].contains(&flag);
+    let details = [
+        "cipher-suites",
+        "tls-min-version",
+        "tls-max-version",
+        "self-signed-cert-validity",
+        "log-rotation-config-json",
+    ];
+    of_discovery || flag.starts_with("distributed-tracing-") || details.contains(&flag)
 }
 
 /// etcd's reading of mode and retention: a bare number is hours, or revisions; else a duration.
@@ -322,6 +341,9 @@ fn warn_of(config: &Config) {
             "--v2-deprecation is deprecated and scheduled for removal in v3.8. The default value \
              is enforced, ignoring user input."
         );
+    }
+    if config.enable_pprof {
+        warn!("--enable-pprof has no effect: this release serves no profiles");
     }
     if config.max_request_bytes > RECOMMENDED_REQUEST_BYTES {
         warn!(
@@ -401,6 +423,11 @@ fn fill_in(config: &mut Config) {
     if config.auth_token_ttl == 0 {
         config.auth_token_ttl = TOKEN_TTL_SECONDS;
     }
+    fill_in_intervals(config);
+}
+
+/// Intervals and limits of which zero stands for another value.
+fn fill_in_intervals(config: &mut Config) {
     let or = |value: &mut Duration, fallback: Duration| {
         if value.is_zero() {
             *value = fallback;

@@ -343,3 +343,21 @@ fn values_out_of_bounds_are_raised_or_replaced() {
     assert_eq!((checked.bcrypt_cost, checked.auth_token_ttl), (10, 300));
     assert_eq!(checked.snapshot_count, 10_000);
 }
+
+#[test]
+fn details_of_what_is_off_change_nothing() {
+    let details = [
+        ("cipher-suites", "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"),
+        ("discovery-dial-timeout", "9s"),
+        ("distributed-tracing-address", "a:1"),
+        ("tls-max-version", "TLS1.3"),
+    ];
+    let not_yet: BTreeMap<_, _> = details.map(|(f, v)| (f, v.to_owned())).into();
+    changed(|c| c.not_yet = not_yet.clone()).check().unwrap();
+    let asked = error(|c| {
+        c.not_yet = not_yet;
+        c.not_yet
+            .insert("enable-distributed-tracing", "true".to_owned());
+    });
+    assert!(asked.starts_with("--enable-distributed-tracing=true is not supported yet"));
+}

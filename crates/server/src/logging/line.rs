@@ -51,7 +51,7 @@ fn json_line(line: &mut String, level: LogLevel, time: SystemTime, caller: &str,
     line.push_str("{\"level\":\"");
     line.push_str(level.name());
     line.push_str("\",\"ts\":\"");
-    push_time(line, time, true);
+    push_time(line, time);
     line.push('"');
     if let Some(logger) = &parts.logger {
         line.push_str(",\"logger\":");
@@ -66,7 +66,7 @@ fn json_line(line: &mut String, level: LogLevel, time: SystemTime, caller: &str,
 }
 
 fn console_line(line: &mut String, level: LogLevel, time: SystemTime, caller: &str, parts: &Parts) {
-    push_time(line, time, false);
+    push_time(line, time);
     for part in [Some(level.name()), parts.logger.as_deref(), Some(caller)]
         .into_iter()
         .flatten()
@@ -155,17 +155,16 @@ fn push_json(line: &mut String, text: &str) {
     line.push('"');
 }
 
-/// RFC 3339 in UTC, with microseconds or without a fraction.
-fn push_time(line: &mut String, time: SystemTime, fraction: bool) {
+/// RFC 3339 in UTC, with microseconds.
+fn push_time(line: &mut String, time: SystemTime) {
     let (seconds, micros) = since_epoch(time);
     let (year, month, day) = civil(seconds / 86_400);
     let (h, m, s) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
-    write!(line, "{year:04}-{month:02}-{day:02}T{h:02}:{m:02}:{s:02}")
-        .expect("writing to a string cannot fail");
-    if fraction {
-        write!(line, ".{micros:06}").expect("writing to a string cannot fail");
-    }
-    line.push('Z');
+    write!(
+        line,
+        "{year:04}-{month:02}-{day:02}T{h:02}:{m:02}:{s:02}.{micros:06}Z"
+    )
+    .expect("writing to a string cannot fail");
 }
 
 /// Year, month and day of a day counted from 1970, in the Gregorian calendar.

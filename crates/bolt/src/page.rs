@@ -1,0 +1,323 @@
+//! Pages as they lie in the file: layouts, and the checks before anything is used (formats 1.1,
+//! 1.2). Nothing here trusts a byte: a length, an offset or a count outside of the page is
+//! [`Error::Corrupt`].
+
+use std::cmp::Ordering;
+
+use crate::storage::View;
+use crate::{Damage, Error, PageId};
+
+/// Bytes of a page's header.
+pub(crate) const PAGE_HEADER: usize = 16;
+/// Bytes of an element's header, in branches and in leaves.
+pub(crate) const ELEMENT: usize = 16;
+/// Most elements of a page: the count is 16 bits wide and all ones is kept for freelists.
+pub(crate) const MAX_ELEMENTS: usize = 0xFFFE;
+pub(crate) const FLAG_BRANCH: u16 = 0x01;
+pub(crate) const FLAG_LEAF: u16 = 0x02;
+pub(crate) const FLAG_META: u16 = 0x04;
+pub(crate) const FLAG_FREELIST: u16 = 0x10;
+/// Flag of a leaf element whose value is a bucket.
+pub(crate) const ELEMENT_BUCKET: u32 = 0x01;
+
+/// Reads a little-endian u16; the caller has checked the bounds.
+pub(crate) fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes([bytes[at], bytes[at + 1]])
+}
+
+/// Reads a little-endian u32; the caller has checked the bounds.
+pub(crate) fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("a slice of four bytes"))
+}
+
+/// Reads a little-endian u64; the caller has checked the bounds.
+pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(
+        bytes[at..at + 8]
+            .try_into()
+            .expect("a slice of eight bytes"),
+    )
+}
+
+/// The pages of one transaction: its view of the file, cut at its high-water mark.
+#[derive(Clone, Copy)]
+pub(crate) struct Pages<'tx> {
+    pub(crate) view: &'tx dyn View,
+    pub(crate) page_size: u32,
+    pub(crate) high_water: PageId,
+}
+
+/// The header of a page.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Header {
+    pub(crate) id: PageId,
+    pub(crate) flags: u16,
+    pub(crate) count: u16,
+    pub(crate) overflow: u32,
+}
+
+impl Header {
+    fn read(bytes: &[u8]) -> Header {
+        Header {
+            id: PageId(u64_at(bytes, 0)),
+            flags: u16_at(bytes, 8),
+            count: u16_at(bytes, 10),
+            overflow: u32_at(bytes, 12),
+        }
+    }
+}
+
+impl<'tx> Pages<'tx> {
+    /// The header of page `id`, without any judgement of it.
+    pub(crate) fn header(&self, id: PageId) -> Result<Header, Error> {
+        let out = || {
+            Error::corrupt(
+                id,
+                Damage::OutOfBounds {
+                    high_water: self.high_water,
+                },
+            )
+        };
+        if id >= self.high_water {
+            return Err(out());
+        }
+        let offset =
+            id.0.checked_mul(u64::from(self.page_size))
+                .ok_or_else(out)?;
+        Ok(Header::read(
+            self.view.slice(offset, PAGE_HEADER).ok_or_else(out)?,
+        ))
+    }
+
+    /// Header and bytes of page `id` with its overflow pages, whatever its type. Its number and
+    /// its bounds are checked.
+    pub(crate) fn raw(&self, id: PageId) -> Result<(Header, &'tx [u8]), Error> {
+        let out = || {
+            Error::corrupt(
+                id,
+                Damage::OutOfBounds {
+                    high_water: self.high_water,
+                },
+            )
+        };
+        if id.0 < 2 {
+            return Err(out());
+        }
+        let header = self.header(id)?;
+        if header.id != id {
+            return Err(Error::corrupt(
+                id,
+                Damage::WrongId {
+                    expected: id,
+                    found: header.id,
+                },
+            ));
+        }
+        let pages = u64::from(header.overflow) + 1;
+        if pages > self.high_water.0 - id.0 {
+            return Err(out());
+        }
+        let len = pages
+            .checked_mul(u64::from(self.page_size))
+            .ok_or_else(out)?;
+        let len = usize::try_from(len).map_err(|_| out())?;
+        // `header` has shown that the product fits.
+        let offset = id.0 * u64::from(self.page_size);
+        Ok((header, self.view.slice(offset, len).ok_or_else(out)?))
+    }
+
+    /// A branch or leaf page of the tree.
+    pub(crate) fn tree(&self, id: PageId) -> Result<Page<'tx>, Error> {
+        let (header, bytes) = self.raw(id)?;
+        Page::tree(id, header, bytes)
+    }
+}
+
+/// A branch or leaf page whose element array lies inside of it.
+#[derive(Clone, Copy)]
+pub(crate) struct Page<'a> {
+    /// Zero for the page inside an inline bucket.
+    pub(crate) id: PageId,
+    pub(crate) leaf: bool,
+    pub(crate) overflow: u32,
+    count: usize,
+    bytes: &'a [u8],
+}
+
+/// One element of a leaf.
+#[derive(Clone, Copy)]
+pub(crate) struct LeafElement<'a> {
+    pub(crate) bucket: bool,
+    pub(crate) key: &'a [u8],
+    pub(crate) value: &'a [u8],
+}
+
+impl<'a> Page<'a> {
+    fn tree(id: PageId, header: Header, bytes: &'a [u8]) -> Result<Page<'a>, Error> {
+        let leaf = match header.flags {
+            FLAG_LEAF => true,
+            FLAG_BRANCH => false,
+            flags => return Err(Error::corrupt(id, Damage::WrongType { flags })),
+        };
+        let count = usize::from(header.count);
+        if PAGE_HEADER + ELEMENT * count > bytes.len() {
+            return Err(Error::corrupt(
+                id,
+                Damage::Count {
+                    count: u64::from(header.count),
+                },
+            ));
+        }
+        if !leaf && count == 0 {
+            return Err(Error::corrupt(id, Damage::EmptyBranch));
+        }
+        Ok(Page {
+            id,
+            leaf,
+            overflow: header.overflow,
+            count,
+            bytes,
+        })
+    }
+
+    /// The leaf page inside an inline bucket's value. `holder` is only named in errors.
+    pub(crate) fn inline(bytes: &'a [u8], holder: PageId) -> Result<Page<'a>, Error> {
+        if bytes.len() < PAGE_HEADER {
+            return Err(Error::corrupt(holder, Damage::BucketHeader));
+        }
+        let header = Header::read(bytes);
+        if header.flags != FLAG_LEAF {
+            return Err(Error::corrupt(holder, Damage::BucketHeader));
+        }
+        let mut page = Page::tree(holder, header, bytes)?;
+        page.id = PageId(0);
+        page.overflow = 0;
+        Ok(page)
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// All bytes of the page and its overflow pages.
+    pub(crate) fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    fn bad(&self, index: usize) -> Error {
+        Error::corrupt(self.id, Damage::Element { index })
+    }
+
+    /// Where key and value of leaf element `index` stand: flags, start, key and value length.
+    pub(crate) fn leaf_span(&self, index: usize) -> Result<(u32, usize, usize, usize), Error> {
+        assert!(self.leaf && index < self.count, "an element of a leaf");
+        let at = PAGE_HEADER + ELEMENT * index;
+        let flags = u32_at(self.bytes, at);
+        let start = at + u32_at(self.bytes, at + 4) as usize;
+        let key = u32_at(self.bytes, at + 8) as usize;
+        let value = u32_at(self.bytes, at + 12) as usize;
+        if key == 0 || start + key + value > self.bytes.len() {
+            return Err(self.bad(index));
+        }
+        Ok((flags, start, key, value))
+    }
+
+    /// Where the key of branch element `index` stands: start, length, and its child.
+    pub(crate) fn branch_span(&self, index: usize) -> Result<(usize, usize, PageId), Error> {
+        assert!(!self.leaf && index < self.count, "an element of a branch");
+        let at = PAGE_HEADER + ELEMENT * index;
+        let start = at + u32_at(self.bytes, at) as usize;
+        let key = u32_at(self.bytes, at + 4) as usize;
+        if key == 0 || start + key > self.bytes.len() {
+            return Err(self.bad(index));
+        }
+        Ok((start, key, PageId(u64_at(self.bytes, at + 8))))
+    }
+
+    pub(crate) fn leaf_element(&self, index: usize) -> Result<LeafElement<'a>, Error> {
+        let (flags, start, key, value) = self.leaf_span(index)?;
+        Ok(LeafElement {
+            bucket: flags & ELEMENT_BUCKET != 0,
+            key: &self.bytes[start..start + key],
+            value: &self.bytes[start + key..start + key + value],
+        })
+    }
+
+    pub(crate) fn child(&self, index: usize) -> Result<PageId, Error> {
+        Ok(self.branch_span(index)?.2)
+    }
+
+    pub(crate) fn key(&self, index: usize) -> Result<&'a [u8], Error> {
+        let (start, len) = if self.leaf {
+            let (_, start, len, _) = self.leaf_span(index)?;
+            (start, len)
+        } else {
+            let (start, len, _) = self.branch_span(index)?;
+            (start, len)
+        };
+        Ok(&self.bytes[start..start + len])
+    }
+
+    /// The place of `key`: `Ok` if it is there, `Err` with the first greater key's place if not.
+    pub(crate) fn search(&self, key: &[u8]) -> Result<Result<usize, usize>, Error> {
+        let (mut low, mut high) = (0, self.count);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match self.key(middle)?.cmp(key) {
+                Ordering::Less => low = middle + 1,
+                Ordering::Greater => high = middle,
+                Ordering::Equal => return Ok(Ok(middle)),
+            }
+        }
+        Ok(Err(low))
+    }
+}
+
+/// Writes a page: header first, then little-endian fields, then zeros up to whole pages.
+pub(crate) struct Writer {
+    out: Vec<u8>,
+}
+
+impl Writer {
+    /// Starts a page of `len` bytes in all.
+    pub(crate) fn page(len: usize, id: PageId, flags: u16, count: u16, overflow: u32) -> Writer {
+        let mut writer = Writer {
+            out: Vec::with_capacity(len),
+        };
+        writer.u64(id.0);
+        writer.out.extend_from_slice(&flags.to_le_bytes());
+        writer.out.extend_from_slice(&count.to_le_bytes());
+        writer.u32(overflow);
+        writer
+    }
+
+    pub(crate) fn u32(&mut self, value: u32) {
+        self.out.extend_from_slice(&value.to_le_bytes());
+    }
+
+    pub(crate) fn u64(&mut self, value: u64) {
+        self.out.extend_from_slice(&value.to_le_bytes());
+    }
+
+    pub(crate) fn bytes(&mut self, value: &[u8]) {
+        self.out.extend_from_slice(value);
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.out.len()
+    }
+
+    pub(crate) fn since(&self, start: usize) -> &[u8] {
+        &self.out[start..]
+    }
+
+    /// Fills up with zeros to `len` bytes.
+    pub(crate) fn finish(mut self, len: usize) -> Vec<u8> {
+        assert!(
+            self.out.len() <= len,
+            "a page is written into the pages allocated for it"
+        );
+        self.out.resize(len, 0);
+        self.out
+    }
+}

@@ -1,0 +1,336 @@
+//! Random work on a database and on a model of ordered maps, with the same results.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use keelson_bolt::{
+    Bucket, BucketMut, Db, FreelistKind, MemStorage, Options, ReadTx, WriteTx, check,
+};
+use proptest::prelude::*;
+
+/// A bucket of the model.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Model {
+    sequence: u64,
+    entries: BTreeMap<Vec<u8>, Entry>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Entry {
+    Value(Vec<u8>),
+    Bucket(Model),
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// A run of keys from `from` on, `by` apart, with values of one length.
+    Put {
+        path: Vec<u8>,
+        from: u16,
+        by: u16,
+        n: u16,
+        len: u16,
+        fill: u8,
+    },
+    Delete {
+        path: Vec<u8>,
+        from: u16,
+        by: u16,
+        n: u16,
+    },
+    Create {
+        path: Vec<u8>,
+    },
+    DeleteBucket {
+        path: Vec<u8>,
+    },
+    Sequence {
+        path: Vec<u8>,
+        to: u64,
+    },
+    Commit,
+    Rollback,
+    Reopen,
+    OpenReader,
+    CloseReader,
+}
+
+fn path() -> impl Strategy<Value = Vec<u8>> {
+    prop::collection::vec(0u8..3, 1..4)
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        8 => (path(), 0u16..2000, 1u16..7, 1u16..200, 0u16..150, 0u8..3).prop_map(
+            |(path, from, by, n, len, fill)| Step::Put { path, from, by, n, len, fill }
+        ),
+        1 => (path(), 0u16..2000, 0u16..3000).prop_map(
+            |(path, from, len)| Step::Put { path, from, by: 1, n: 1, len: len * 7, fill: 0 }
+        ),
+        6 => (path(), 0u16..2000, 1u16..5, 1u16..400)
+            .prop_map(|(path, from, by, n)| Step::Delete { path, from, by, n }),
+        3 => path().prop_map(|path| Step::Create { path }),
+        1 => path().prop_map(|path| Step::DeleteBucket { path }),
+        1 => (path(), any::<u64>()).prop_map(|(path, to)| Step::Sequence { path, to }),
+        5 => Just(Step::Commit),
+        1 => Just(Step::Rollback),
+        1 => Just(Step::Reopen),
+        2 => Just(Step::OpenReader),
+        2 => Just(Step::CloseReader),
+    ]
+}
+
+fn name(part: u8) -> Vec<u8> {
+    // Between the keys, so that buckets and values share leaves.
+    format!("k{:05}+", u16::from(part) * 500).into_bytes()
+}
+
+fn key(n: u16) -> Vec<u8> {
+    format!("k{n:05}").into_bytes()
+}
+
+fn value(n: u16, len: u16) -> Vec<u8> {
+    (0..len).map(|i| (n.wrapping_add(i) % 251) as u8).collect()
+}
+
+impl Model {
+    /// The bucket at `path`, made with all on the way to it.
+    fn make(&mut self, path: &[u8]) -> &mut Model {
+        let mut at = self;
+        for part in path {
+            let entry = at
+                .entries
+                .entry(name(*part))
+                .or_insert_with(|| Entry::Bucket(Model::default()));
+            let Entry::Bucket(bucket) = entry else {
+                panic!("names are never keys")
+            };
+            at = bucket;
+        }
+        at
+    }
+
+    fn has(&self, path: &[u8]) -> bool {
+        let mut at = self;
+        for part in path {
+            let Some(Entry::Bucket(bucket)) = at.entries.get(&name(*part)) else {
+                return false;
+            };
+            at = bucket;
+        }
+        true
+    }
+}
+
+/// Runs `work` on the bucket at `path`, made with all on the way to it.
+fn with_bucket(tx: &mut WriteTx<'_>, path: &[u8], work: impl FnOnce(&mut BucketMut<'_>)) {
+    for end in 1..=path.len() {
+        let names: Vec<Vec<u8>> = path[..end].iter().map(|part| name(*part)).collect();
+        let names: Vec<&[u8]> = names.iter().map(Vec::as_slice).collect();
+        if end == 1 {
+            tx.create_bucket_if_not_exists(names[0]).unwrap();
+        } else {
+            let mut parent = tx.bucket_path_mut(&names[..end - 1]).unwrap();
+            parent.create_bucket_if_not_exists(names[end - 1]).unwrap();
+        }
+    }
+    let names: Vec<Vec<u8>> = path.iter().map(|part| name(*part)).collect();
+    let names: Vec<&[u8]> = names.iter().map(Vec::as_slice).collect();
+    work(&mut tx.bucket_path_mut(&names).unwrap());
+}
+
+fn apply(tx: &mut WriteTx<'_>, model: &mut Model, step: &Step) {
+    match step {
+        Step::Put {
+            path,
+            from,
+            by,
+            n,
+            len,
+            fill,
+        } => {
+            let target = model.make(path);
+            with_bucket(tx, path, |bucket| {
+                bucket.set_fill_percent([0.5, 0.9, 0.1][usize::from(*fill)]);
+                for i in (0..*n).map(|i| from + i * by) {
+                    bucket.put(&key(i), &value(i, *len)).unwrap();
+                    target.entries.insert(key(i), Entry::Value(value(i, *len)));
+                }
+            });
+        }
+        Step::Delete { path, from, by, n } => {
+            let target = model.make(path);
+            with_bucket(tx, path, |bucket| {
+                for i in (0..*n).map(|i| from + i * by) {
+                    bucket.delete(&key(i)).unwrap();
+                    target.entries.remove(&key(i));
+                }
+            });
+        }
+        Step::Create { path } => {
+            model.make(path);
+            with_bucket(tx, path, |_| {});
+        }
+        Step::DeleteBucket { path } if model.has(path) => {
+            let (last, parents) = path.split_last().unwrap();
+            let target = model.make(parents);
+            target.entries.remove(&name(*last));
+            if parents.is_empty() {
+                tx.delete_bucket(&name(*last)).unwrap();
+            } else {
+                with_bucket(tx, parents, |bucket| {
+                    bucket.delete_bucket(&name(*last)).unwrap()
+                });
+            }
+        }
+        Step::Sequence { path, to } => {
+            model.make(path).sequence = *to;
+            with_bucket(tx, path, |bucket| bucket.set_sequence(*to));
+        }
+        _ => {}
+    }
+}
+
+fn compare_bucket(bucket: Bucket<'_>, model: &Model) {
+    assert_eq!(bucket.sequence(), model.sequence);
+    compare_entries(bucket.cursor(), model, &|name| {
+        bucket.bucket(name).unwrap().unwrap()
+    });
+    for (key, entry) in model.entries.iter().step_by(37) {
+        match entry {
+            Entry::Value(value) => assert_eq!(bucket.get(key).unwrap(), Some(&value[..])),
+            Entry::Bucket(_) => assert_eq!(bucket.get(key).unwrap(), None),
+        }
+    }
+}
+
+fn compare_entries<'tx>(
+    mut cursor: keelson_bolt::Cursor<'tx>,
+    model: &Model,
+    bucket: &dyn Fn(&[u8]) -> Bucket<'tx>,
+) {
+    let mut expected = model.entries.iter();
+    while let Some((key, value)) = cursor.next().unwrap() {
+        let (name, entry) = expected.next().expect("no more than the model has");
+        assert_eq!(key, &name[..]);
+        match entry {
+            Entry::Value(expected) => assert_eq!(value, Some(&expected[..])),
+            Entry::Bucket(model) => {
+                assert_eq!(value, None);
+                compare_bucket(bucket(key), model);
+            }
+        }
+    }
+    assert!(expected.next().is_none(), "no less than the model has");
+    let mut backwards = model.entries.keys().rev();
+    let mut at = cursor.last().unwrap();
+    while let Some((key, _)) = at {
+        assert_eq!(Some(key), backwards.next().map(Vec::as_slice));
+        at = cursor.prev().unwrap();
+    }
+    assert!(backwards.next().is_none());
+    for probe in [0u16, 499, 777, 1999] {
+        let mut probe = key(probe);
+        probe.push(b'!');
+        let expected = model
+            .entries
+            .range(probe.clone()..)
+            .next()
+            .map(|(key, _)| &key[..]);
+        assert_eq!(cursor.seek(&probe).unwrap().map(|(key, _)| key), expected);
+    }
+}
+
+fn compare_read(tx: &ReadTx, model: &Model) {
+    compare_entries(tx.cursor(), model, &|name| {
+        tx.bucket(name).unwrap().unwrap()
+    });
+}
+
+fn compare_write(tx: &WriteTx<'_>, model: &Model) {
+    compare_entries(tx.cursor(), model, &|name| {
+        tx.bucket(name).unwrap().unwrap()
+    });
+}
+
+fn run(steps: &[Step], options: &Options) {
+    let storage = MemStorage::new();
+    let open = || Db::open_storage(Box::new(storage.clone()), options.clone()).unwrap();
+    let mut db = open();
+    let mut committed = Model::default();
+    let mut readers: Vec<(Arc<ReadTx>, Model)> = Vec::new();
+    let mut rest = steps;
+    while !rest.is_empty() {
+        // One transaction: up to the next step that ends it.
+        let ends = |step: &Step| {
+            !matches!(
+                step,
+                Step::Put { .. }
+                    | Step::Delete { .. }
+                    | Step::Create { .. }
+                    | Step::DeleteBucket { .. }
+                    | Step::Sequence { .. }
+            )
+        };
+        let len = rest.iter().position(ends).unwrap_or(rest.len());
+        let mut model = committed.clone();
+        let mut tx = db.begin_write().unwrap();
+        for step in &rest[..len] {
+            apply(&mut tx, &mut model, step);
+        }
+        compare_write(&tx, &model);
+        let last = rest.get(len);
+        if matches!(last, Some(Step::Rollback)) {
+            drop(tx);
+        } else {
+            tx.commit().unwrap();
+            committed = model;
+        }
+        rest = &rest[(len + 1).min(rest.len())..];
+        match last {
+            Some(Step::Reopen) => {
+                readers.clear();
+                drop(db);
+                db = open();
+            }
+            Some(Step::OpenReader) => {
+                readers.push((db.begin_read().unwrap(), committed.clone()));
+            }
+            Some(Step::CloseReader) if !readers.is_empty() => {
+                readers.remove(readers.len() / 2);
+            }
+            _ => {}
+        }
+        let tx = db.begin_read().unwrap();
+        compare_read(&tx, &committed);
+        assert_eq!(check(&tx), []);
+        for (reader, model) in &readers {
+            compare_read(reader, model);
+        }
+    }
+    drop(readers);
+    db.begin_write().unwrap().commit().unwrap();
+    db.begin_write().unwrap().commit().unwrap();
+    let few = db.stats().pending_pages;
+    assert!(
+        few <= 4,
+        "without readers only the last commit's pages wait: {few}"
+    );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_database_is_a_map_of_maps(
+        steps in prop::collection::vec(step(), 1..50),
+        page_size in prop::sample::select(vec![1024u32, 4096, 16384]),
+        map in any::<bool>(),
+        no_freelist_sync in any::<bool>(),
+    ) {
+        let freelist = if map { FreelistKind::Map } else { FreelistKind::Array };
+        let page_size = Some(page_size);
+        run(&steps, &Options { page_size, freelist, no_freelist_sync, ..Options::default() });
+    }
+}

@@ -1,0 +1,187 @@
+//! The changes of one entry to keys, under one main revision.
+
+use std::ops::ControlFlow;
+
+use keelson_proto::ids::LeaseId;
+use keelson_proto::rpc::etcdserverpb::{DeleteRangeRequest, PutRequest};
+
+use crate::index::KeyRange;
+use crate::tail::Record;
+use crate::{Error, Revision, Store, record};
+
+/// Changes under the main revision that follows the current one.
+///
+/// Each changed key takes one sub revision, in execution order. If nothing is changed, no revision
+/// is spent. Nothing is visible to readers before [`Change::finish`].
+pub(crate) struct Change<'a> {
+    pub(crate) store: &'a mut Store,
+    main: i64,
+    sub: u32,
+}
+
+/// What a put did.
+pub(crate) struct PutDone {
+    /// Where the previous value stands, if the key was alive.
+    pub(crate) prev: Option<Revision>,
+}
+
+impl<'a> Change<'a> {
+    pub(crate) fn begin(store: &'a mut Store) -> Change<'a> {
+        let main = store.revision + 1;
+        Change {
+            store,
+            main,
+            sub: 0,
+        }
+    }
+
+    /// What a read between the changes so far and the next one sees.
+    pub(crate) fn at(&self) -> Revision {
+        Revision {
+            main: self.main,
+            sub: self.sub,
+        }
+        .before()
+    }
+
+    /// The revision that headers name now: the new one as soon as something was changed.
+    pub(crate) fn revision(&self) -> i64 {
+        if self.sub == 0 {
+            self.main - 1
+        } else {
+            self.main
+        }
+    }
+
+    /// Makes the changes visible.
+    pub(crate) fn finish(self) -> i64 {
+        let revision = self.revision();
+        self.store.revision = revision;
+        revision
+    }
+
+    fn next(&mut self) -> Revision {
+        let revision = Revision {
+            main: self.main,
+            sub: self.sub,
+        };
+        self.sub += 1;
+        revision
+    }
+
+    /// Sets a key. The lease and the presence of a key whose value or lease is kept have been
+    /// checked.
+    ///
+    /// # Errors
+    ///
+    /// A failing file, where the previous value had to be read.
+    pub(crate) fn put(&mut self, request: &PutRequest) -> Result<PutDone, Error> {
+        let PutRequest {
+            key,
+            value,
+            lease,
+            prev_kv: _,
+            ignore_value,
+            ignore_lease,
+        } = request;
+        let kept = if *ignore_value || *ignore_lease {
+            match self.store.index.reader().get(key, self.at()) {
+                Some(state) => self.store.shared.view().record(state.rev)?,
+                None => None,
+            }
+        } else {
+            None
+        };
+        let kept = kept
+            .as_deref()
+            .map(|bytes| self.store.peek(bytes))
+            .transpose()?;
+        let value: &[u8] = match &kept {
+            Some(kept) if *ignore_value => kept.value,
+            _ => value,
+        };
+        let lease = match &kept {
+            Some(kept) if *ignore_lease => kept.lease,
+            _ => *lease,
+        };
+        let revision = self.next();
+        let store = &mut *self.store;
+        let mut len = 0;
+        let state = store.index.put_with(key, revision, |create, version| {
+            len = record::encoded_len(
+                key.len(),
+                create,
+                revision.main,
+                version,
+                value.len(),
+                lease,
+            );
+            u32::try_from(len).expect("requests are bounded far below 4 GiB")
+        });
+        let bytes = store.tail.encode(len, |slab| {
+            record::encode(
+                key,
+                state.create,
+                revision.main,
+                state.version,
+                value,
+                lease,
+                slab,
+            );
+        });
+        store.tail.push(
+            revision,
+            Record {
+                bytes,
+                tombstone: false,
+            },
+        );
+        store.attach(LeaseId(lease), key);
+        Ok(PutDone { prev: state.prev })
+    }
+
+    /// Deletes every key of a range, in key order, and returns where their values stand.
+    pub(crate) fn delete_range(&mut self, request: &DeleteRangeRequest) -> Vec<Revision> {
+        let range = KeyRange::new(&request.key, &request.range_end);
+        let at = self.at();
+        let mut keys = Vec::new();
+        match range {
+            KeyRange::Single(key) => {
+                return self.delete(key).into_iter().collect();
+            }
+            KeyRange::Range { .. } => {
+                self.store
+                    .index
+                    .reader()
+                    .visit(range, at, None, &mut |found| {
+                        keys.push(found.key.to_vec());
+                        ControlFlow::Continue(())
+                    });
+            }
+        }
+        keys.iter().filter_map(|key| self.delete(key)).collect()
+    }
+
+    /// Deletes a key and returns where its value stands; `None` if it is not alive.
+    pub(crate) fn delete(&mut self, key: &[u8]) -> Option<Revision> {
+        let at = self.at();
+        self.store.index.reader().get(key, at)?;
+        let revision = self.next();
+        let store = &mut *self.store;
+        let prev = store.index.tombstone(key, revision);
+        let len = record::tombstone_len(key.len());
+        let bytes = store
+            .tail
+            .encode(len, |slab| record::encode_tombstone(key, slab));
+        store.tail.push(
+            revision,
+            Record {
+                bytes,
+                tombstone: true,
+            },
+        );
+        store.attach(LeaseId::NONE, key);
+        assert!(prev.is_some(), "a key that is alive has a value to delete");
+        prev
+    }
+}

@@ -1,0 +1,424 @@
+//! What one key has been: its newest state inline, its older revisions in a vector where there are some.
+//!
+//! A *generation* is one life of a key: from the put that creates it to its tombstone. The newest revision belongs to
+//! the current generation; every generation before that ended in a tombstone.
+//!
+//! # Source
+//!
+//! `keyIndex` of etcd 3.7 (server/storage/mvcc/key_index.go) for what compaction keeps.
+
+use super::KeyState;
+use crate::revision::Revision;
+
+/// The stored length that marks a tombstone: a record can't be that long.
+const TOMBSTONE: u32 = u32::MAX;
+/// The distance that says that the numbers stand in [`Past::wide`].
+const WIDE: u32 = u32::MAX;
+
+/// All revisions of one key that are not compacted. There is at least one.
+#[derive(Debug)]
+pub(super) struct History {
+    main: i64,
+    sub: u32,
+    /// Length of the newest record, or [`TOMBSTONE`].
+    stored_len: u32,
+    /// `main` less the create revision of the current generation, or [`WIDE`].
+    since_create: u32,
+    /// Version of the newest put of the current generation; 0 where there is none.
+    version: u32,
+    past: Option<Box<Past>>,
+}
+
+const _: () = assert!(size_of::<History>() == 32);
+
+#[derive(Debug, Default)]
+struct Past {
+    /// The revisions before the newest one, rising.
+    older: Vec<Older>,
+    /// The generations that ended before the current one, rising. Each ends at a tombstone in `older`.
+    ended: Vec<Ended>,
+    /// Create revision and version of the current generation, where they don't fit inline.
+    wide: Option<(i64, i64)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Older {
+    main: i64,
+    sub: u32,
+    stored_len: u32,
+}
+
+impl Older {
+    fn revision(&self) -> Revision {
+        Revision::new(self.main, self.sub)
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Ended {
+    tombstone: Revision,
+    create: i64,
+    /// Version of its last put.
+    version: i64,
+}
+
+/// What compaction finds for one key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Kept {
+    /// The revision that is kept of those not above the compact revision.
+    pub(super) revision: Revision,
+    /// Whether it is a tombstone; the hashes leave it out then.
+    pub(super) tombstone: bool,
+}
+
+impl History {
+    /// A key whose first known revision is a put.
+    pub(super) fn put_first(
+        revision: Revision,
+        create: i64,
+        version: i64,
+        stored_len: u32,
+    ) -> History {
+        let mut history = History::tombstone_first(revision);
+        history.stored_len = length(stored_len);
+        history.set_numbers(create, version);
+        history
+    }
+
+    /// A key whose first known revision is a tombstone.
+    pub(super) fn tombstone_first(revision: Revision) -> History {
+        let Revision { main, sub } = revision;
+        History {
+            main,
+            sub,
+            stored_len: TOMBSTONE,
+            since_create: 0,
+            version: 0,
+            past: None,
+        }
+    }
+
+    pub(super) fn newest(&self) -> Revision {
+        Revision::new(self.main, self.sub)
+    }
+
+    pub(super) fn is_live(&self) -> bool {
+        self.stored_len != TOMBSTONE
+    }
+
+    /// Create revision and version of the current generation's newest put.
+    fn numbers(&self) -> (i64, i64) {
+        if self.since_create == WIDE {
+            let past = self.past.as_ref().expect("wide numbers stand in the past");
+            return past.wide.expect("wide numbers stand in the past");
+        }
+        (
+            self.main - i64::from(self.since_create),
+            i64::from(self.version),
+        )
+    }
+
+    fn set_numbers(&mut self, create: i64, version: i64) {
+        let since = self
+            .main
+            .checked_sub(create)
+            .and_then(|since| u32::try_from(since).ok());
+        match (since, u32::try_from(version)) {
+            (Some(since), Ok(version)) if since != WIDE => {
+                self.since_create = since;
+                self.version = version;
+                if let Some(past) = &mut self.past {
+                    past.wide = None;
+                }
+            }
+            _ => {
+                self.since_create = WIDE;
+                self.version = 0;
+                self.past.get_or_insert_default().wide = Some((create, version));
+            }
+        }
+    }
+
+    /// Create revision and version that a put of transaction `main` gets.
+    pub(super) fn next_numbers(&self, main: i64) -> (i64, i64) {
+        if !self.is_live() {
+            return (main, 1);
+        }
+        let (create, version) = self.numbers();
+        (create, version.wrapping_add(1))
+    }
+
+    /// Adds a put after the newest revision.
+    pub(super) fn put(&mut self, revision: Revision, create: i64, version: i64, stored_len: u32) {
+        let ended = (!self.is_live()).then(|| {
+            let (create, version) = self.numbers();
+            Ended {
+                tombstone: self.newest(),
+                create,
+                version,
+            }
+        });
+        self.advance(revision, length(stored_len));
+        if let Some(ended) = ended {
+            push(&mut self.past.get_or_insert_default().ended, ended);
+        }
+        self.set_numbers(create, version);
+    }
+
+    /// Adds a tombstone after the newest revision, which is a put's.
+    pub(super) fn tombstone(&mut self, revision: Revision) {
+        assert!(self.is_live(), "only a living key is deleted");
+        let (create, version) = self.numbers();
+        self.advance(revision, TOMBSTONE);
+        self.set_numbers(create, version);
+    }
+
+    fn advance(&mut self, to: Revision, stored_len: u32) {
+        let from = self.newest();
+        assert!(to > from, "the revisions of a key rise: {to} after {from}");
+        let older = Older {
+            main: self.main,
+            sub: self.sub,
+            stored_len: self.stored_len,
+        };
+        push(&mut self.past.get_or_insert_default().older, older);
+        Revision {
+            main: self.main,
+            sub: self.sub,
+        } = to;
+        self.stored_len = stored_len;
+    }
+
+    fn older(&self) -> &[Older] {
+        self.past.as_ref().map_or(&[], |past| &past.older)
+    }
+
+    fn ended(&self) -> &[Ended] {
+        self.past.as_ref().map_or(&[], |past| &past.ended)
+    }
+
+    /// The state that a read at `at` sees; `None` when the key is not alive there.
+    pub(super) fn at(&self, at: Revision) -> Option<KeyState> {
+        if self.newest() <= at {
+            return self.is_live().then(|| {
+                let (create, version) = self.numbers();
+                KeyState {
+                    rev: self.newest(),
+                    create,
+                    version,
+                    stored_len: self.stored_len,
+                }
+            });
+        }
+        let older = self.older();
+        let place = older
+            .partition_point(|older| older.revision() <= at)
+            .checked_sub(1)?;
+        let found = older[place];
+        if found.stored_len == TOMBSTONE {
+            return None;
+        }
+        let rev = found.revision();
+        let ended = self.ended();
+        // The version is counted back from the last put of the generation.
+        let (create, version, last_put) = match ended
+            .get(ended.partition_point(|ended| ended.tombstone < rev))
+        {
+            Some(ended) => {
+                let tombstone = older.partition_point(|older| older.revision() < ended.tombstone);
+                (ended.create, ended.version, tombstone - 1)
+            }
+            None => {
+                let (create, version) = self.numbers();
+                (create, version, older.len() - usize::from(!self.is_live()))
+            }
+        };
+        let back = i64::try_from(last_put - place).expect("a vector's length fits");
+        Some(KeyState {
+            rev,
+            create,
+            version: version.wrapping_sub(back),
+            stored_len: found.stored_len,
+        })
+    }
+
+    /// Whether a read at `at` sees the key.
+    pub(super) fn is_live_at(&self, at: Revision) -> bool {
+        if self.newest() <= at {
+            return self.is_live();
+        }
+        let older = self.older();
+        let place = older.partition_point(|older| older.revision() <= at);
+        place > 0 && older[place - 1].stored_len != TOMBSTONE
+    }
+
+    /// Appends up to `most` revisions from `from` up to and including `upto`, rising, with whether each is a tombstone.
+    pub(super) fn between(
+        &self,
+        from: Revision,
+        upto: Revision,
+        most: usize,
+        out: &mut Vec<(Revision, bool)>,
+    ) {
+        let older = self.older();
+        let start = older.partition_point(|older| older.revision() < from);
+        let newest = Older {
+            main: self.main,
+            sub: self.sub,
+            stored_len: self.stored_len,
+        };
+        let all = older[start..].iter().chain([&newest]);
+        let wanted = all.map(|one| (one.revision(), one.stored_len == TOMBSTONE));
+        out.extend(
+            wanted
+                .filter(|&(rev, _)| rev >= from && rev <= upto)
+                .take(most),
+        );
+    }
+
+    /// The place of what compaction to transaction `at` leaves as the oldest revision, counting `older` and then the
+    /// newest one; `None` when nothing stays. With it, what it keeps of the revisions not above `at`.
+    ///
+    /// The generation that counts is the first whose tombstone is not below `at`, else the last; its newest revision
+    /// that is not above `at` is kept, and all before that goes.
+    fn compaction(&self, at: i64) -> (Option<usize>, Option<Kept>) {
+        let (older, ended) = (self.older(), self.ended());
+        let generation = ended.partition_point(|ended| ended.tombstone.main < at);
+        if generation == ended.len() && !self.is_live() && self.main < at {
+            return (None, None);
+        }
+        let place_after =
+            |tombstone: Revision| older.partition_point(|older| older.revision() <= tombstone);
+        let start = generation
+            .checked_sub(1)
+            .map_or(0, |before| place_after(ended[before].tombstone));
+        // One past the generation's last revision; the newest revision stands at `older.len()`.
+        let end = ended
+            .get(generation)
+            .map_or(older.len() + 1, |ended| place_after(ended.tombstone));
+        let mut above = older.partition_point(|older| older.main <= at);
+        if above == older.len() && self.main <= at {
+            above += 1;
+        }
+        let above = above.min(end);
+        if above <= start {
+            return (Some(start), None);
+        }
+        let place = above - 1;
+        let (revision, stored_len) = match older.get(place) {
+            Some(older) => (older.revision(), older.stored_len),
+            None => (self.newest(), self.stored_len),
+        };
+        (
+            Some(place),
+            Some(Kept {
+                revision,
+                tombstone: stored_len == TOMBSTONE,
+            }),
+        )
+    }
+
+    /// What compaction to transaction `at` keeps of the revisions not above it.
+    pub(super) fn kept(&self, at: i64) -> Option<Kept> {
+        self.compaction(at).1
+    }
+
+    /// Drops what compaction to transaction `at` drops, and appends it to `dead` with whether each was a tombstone.
+    /// Returns whether anything is left; if not, the key has to go.
+    pub(super) fn compact(&mut self, at: i64, dead: &mut Vec<(Revision, bool)>) -> bool {
+        let (first, _) = self.compaction(at);
+        let gone = first.unwrap_or(self.older().len());
+        dead.extend(
+            self.older()[..gone]
+                .iter()
+                .map(|older| (older.revision(), older.stored_len == TOMBSTONE)),
+        );
+        if first.is_none() {
+            dead.push((self.newest(), true));
+            return false;
+        }
+        if gone == 0 {
+            return true;
+        }
+        let past = self
+            .past
+            .as_mut()
+            .expect("older revisions stand in the past");
+        let oldest = past.older.get(gone).map(Older::revision);
+        past.ended
+            .retain(|ended| oldest.is_some_and(|oldest| ended.tombstone >= oldest));
+        past.older.drain(..gone);
+        past.older.shrink_to_fit();
+        past.ended.shrink_to_fit();
+        if past.older.is_empty() && past.wide.is_none() {
+            self.past = None;
+        }
+        true
+    }
+
+    /// Bytes of heap taken.
+    pub(super) fn heap(&self) -> usize {
+        self.past.as_ref().map_or(0, |past| {
+            size_of::<Past>()
+                + past.older.capacity() * size_of::<Older>()
+                + past.ended.capacity() * size_of::<Ended>()
+        })
+    }
+
+    /// The latest main revision at which the key surely began or ended a life: a bound that `flipped` has to reach.
+    pub(super) fn flipped_main(&self) -> i64 {
+        if self.is_live() {
+            self.numbers().0
+        } else {
+            self.main
+        }
+    }
+
+    /// Checks that the parts agree with one another.
+    pub(super) fn check(&self) {
+        let older = self.older();
+        assert!(
+            older.is_sorted_by(|a, b| a.revision() < b.revision()),
+            "older revisions rise: {self:?}"
+        );
+        assert!(
+            older
+                .last()
+                .is_none_or(|last| last.revision() < self.newest()),
+            "the newest is last: {self:?}"
+        );
+        let tombstones = older
+            .iter()
+            .filter(|older| older.stored_len == TOMBSTONE)
+            .map(Older::revision);
+        assert!(
+            tombstones.eq(self.ended().iter().map(|ended| ended.tombstone)),
+            "lives end at tombstones: {self:?}"
+        );
+        let wide = self.past.as_ref().is_some_and(|past| past.wide.is_some());
+        assert_eq!(
+            wide,
+            self.since_create == WIDE,
+            "wide numbers stand in one place: {self:?}"
+        );
+        if let Some(past) = &self.past {
+            assert!(
+                wide || !past.older.is_empty(),
+                "no past without a reason: {self:?}"
+            );
+        }
+    }
+}
+
+fn length(stored_len: u32) -> u32 {
+    assert!(stored_len != TOMBSTONE, "a record is shorter than 4 GiB");
+    stored_len
+}
+
+/// Pushes onto a vector that stays short mostly.
+fn push<T>(onto: &mut Vec<T>, item: T) {
+    if onto.len() == onto.capacity() && onto.len() < 8 {
+        onto.reserve_exact(2.min(onto.len() + 1));
+    }
+    onto.push(item);
+}

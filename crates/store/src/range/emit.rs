@@ -1,0 +1,150 @@
+//! The bytes of a planned range, chunk by chunk.
+
+use std::sync::Arc;
+
+use bytes::{BufMut, BytesMut};
+use keelson_proto::ApiError;
+use prost::encoding::encode_varint;
+
+use super::plan::{Plan, Rows};
+use super::{TAG_COUNT, TAG_KVS, TAG_MORE};
+use crate::{Error, Shared};
+
+/// Writes the body of a `RangeResponse`: stored records, `more`, `count`.
+///
+/// Each chunk looks at a fresh view at the same revision, so that a slow client pins neither pages
+/// nor segments. Fetching may wait for the disk.
+#[derive(Debug)]
+pub struct Emitter {
+    plan: Plan,
+    shared: Arc<Shared>,
+    next: usize,
+}
+
+/// Whether there is more to emit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Another chunk follows.
+    More,
+    /// That was all.
+    Done,
+}
+
+/// Why an emission ends early.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EmitError {
+    /// Compaction has passed the revision.
+    #[error("{}", ApiError::Compacted)]
+    Compacted,
+    /// The file failed, or does not hold what the index says.
+    #[error(transparent)]
+    Store(#[from] Error),
+}
+
+impl Emitter {
+    pub(super) fn new(plan: Plan, shared: Arc<Shared>) -> Emitter {
+        Emitter {
+            plan,
+            shared,
+            next: 0,
+        }
+    }
+
+    /// The plan that is being emitted.
+    #[must_use]
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Appends records until `out` has grown by `bytes_max` or more, or none are left.
+    ///
+    /// # Errors
+    ///
+    /// [`EmitError`]; what was appended is then of no use.
+    pub fn next_rows(
+        &mut self,
+        bytes_max: usize,
+        out: &mut BytesMut,
+    ) -> Result<Progress, EmitError> {
+        let full = out.len().saturating_add(bytes_max);
+        match &self.plan.rows {
+            Rows::Encoded(rows) => {
+                for row in rows.iter().skip(self.next) {
+                    if out.len() >= full {
+                        return Ok(Progress::More);
+                    }
+                    put_len(row.len(), out);
+                    out.put_slice(row);
+                    self.next += 1;
+                }
+            }
+            Rows::Stored(rows) => {
+                let view = self.shared.view();
+                for row in rows.iter().skip(self.next) {
+                    if out.len() >= full {
+                        return self.checked(Progress::More);
+                    }
+                    let mut len = 0;
+                    let found = view.append_record(row.revision, out, |found, out| {
+                        len = found;
+                        put_len(found, out);
+                    })?;
+                    if !found {
+                        return Err(EmitError::Compacted);
+                    }
+                    assert_eq!(
+                        len, row.len as usize,
+                        "the index knows the length of {}",
+                        row.revision
+                    );
+                    self.next += 1;
+                }
+            }
+        }
+        self.checked(Progress::Done)
+    }
+
+    /// Appends what follows the records: `more` and `count`, where they are not zero.
+    pub fn tail(&self, out: &mut BytesMut) {
+        if self.plan.more {
+            out.put_slice(&[TAG_MORE, 1]);
+        }
+        if self.plan.count > 0 {
+            out.put_u8(TAG_COUNT);
+            encode_varint(self.plan.count, out);
+        }
+    }
+
+    /// As [`Emitter::next_rows`], and the tail after the last record.
+    ///
+    /// # Errors
+    ///
+    /// As [`Emitter::next_rows`].
+    pub fn next_chunk(
+        &mut self,
+        bytes_max: usize,
+        out: &mut BytesMut,
+    ) -> Result<Progress, EmitError> {
+        let progress = self.next_rows(bytes_max, out)?;
+        if progress == Progress::Done {
+            self.tail(out);
+        }
+        Ok(progress)
+    }
+
+    /// Without a pin a chunk counts only if compaction had not passed it when it was read.
+    fn checked(&self, progress: Progress) -> Result<Progress, EmitError> {
+        let passed = self.plan.read_main < self.shared.compact_revision();
+        if self.plan.pin.is_none() && passed {
+            Err(EmitError::Compacted)
+        } else {
+            Ok(progress)
+        }
+    }
+}
+
+fn put_len(len: usize, out: &mut BytesMut) {
+    out.put_u8(TAG_KVS);
+    encode_varint(len as u64, out);
+}
