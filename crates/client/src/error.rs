@@ -24,12 +24,12 @@ pub enum Error {
     #[error("the auth token cannot be sent: it holds bytes that are not visible ASCII")]
     Token,
     /// Failed: no connection could be made. The request was not sent.
-    #[error("connect to {endpoint}: {source}")]
+    #[error("connect to {endpoint}: {cause}")]
     Connect {
         /// Where to.
         endpoint: String,
         /// Why not.
-        source: Arc<io::Error>,
+        cause: Arc<io::Error>,
     },
     /// Refused or failed: the server's answer, or a connection that broke under the call (then the
     /// code is `Unavailable`, and whether a write took place is not known).
@@ -73,12 +73,12 @@ pub enum Error {
         what: &'static str,
     },
     /// Failed: a local file could not be written.
-    #[error("{path}: {source}")]
+    #[error("{path}: {cause}")]
     File {
         /// Which file.
         path: String,
         /// Why.
-        source: Arc<io::Error>,
+        cause: Arc<io::Error>,
     },
 }
 
@@ -131,10 +131,10 @@ impl From<tonic::Status> for Error {
     fn from(status: tonic::Status) -> Error {
         let not_sent =
             std::error::Error::source(&status).and_then(|source| source.downcast_ref::<NotSent>());
-        if let Some(NotSent { endpoint, source }) = not_sent {
+        if let Some(NotSent { endpoint, cause }) = not_sent {
             return Error::Connect {
                 endpoint: endpoint.clone(),
-                source: Arc::clone(source),
+                cause: Arc::clone(cause),
             };
         }
         Error::Status {

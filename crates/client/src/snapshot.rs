@@ -77,9 +77,9 @@ impl Snapshot {
         let mut part = path.as_os_str().to_owned();
         part.push(".part");
         let part = PathBuf::from(part);
-        let failed = |source: io::Error| Error::File {
+        let failed = |cause: io::Error| Error::File {
             path: part.display().to_string(),
-            source: Arc::new(source),
+            cause: Arc::new(cause),
         };
         let mut file = tokio::fs::File::create(&part).await.map_err(failed)?;
         let mut len = 0;

@@ -39,12 +39,12 @@ type Connection = SendRequest<Body>;
 #[derive(Debug)]
 pub(crate) struct NotSent {
     pub(crate) endpoint: String,
-    pub(crate) source: Arc<io::Error>,
+    pub(crate) cause: Arc<io::Error>,
 }
 
 impl fmt::Display for NotSent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "connect to {}: {}", self.endpoint, self.source)
+        write!(f, "connect to {}: {}", self.endpoint, self.cause)
     }
 }
 
@@ -98,7 +98,7 @@ impl Transport {
         let made = timeout(self.shared.connect_timeout, self.handshake()).await;
         let connection = made
             .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "timed out")))
-            .map_err(|source| self.not_sent(source))?;
+            .map_err(|cause| self.not_sent(cause))?;
         *self.lock() = Some(connection.clone());
         Ok(connection)
     }
@@ -154,10 +154,10 @@ impl Transport {
         Ok(sender)
     }
 
-    fn not_sent(&self, source: io::Error) -> Status {
+    fn not_sent(&self, cause: io::Error) -> Status {
         let not_sent = NotSent {
             endpoint: self.shared.endpoint.to_string(),
-            source: Arc::new(source),
+            cause: Arc::new(cause),
         };
         let mut status = Status::unavailable(not_sent.to_string());
         status.set_source(Arc::new(not_sent));
