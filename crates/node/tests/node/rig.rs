@@ -1,0 +1,185 @@
+//! A member on a directory of its own, and a serving side of one map.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+use keelson_node::{Config, Env, Node, Replies, Reply, Ticket, Watchers};
+use keelson_proto::rpc::etcdserverpb::{
+    CompactionRequest, DeleteRangeRequest, InternalRaftRequest, PutRequest, RangeRequest,
+};
+use keelson_store::range::{self, ReadAt};
+use keelson_store::{EventRange, Outcome};
+
+/// How long anything may take: a busy machine is slow, a lost answer never comes.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Takes answers, and counts how often it is called.
+#[derive(Default)]
+pub(crate) struct Desk {
+    answers: Mutex<HashMap<u32, Reply>>,
+    arrived: Condvar,
+    next: AtomicU32,
+    pub(crate) parcels: AtomicU32,
+    pub(crate) events: Mutex<Vec<(i64, i64)>>,
+}
+
+impl Desk {
+    pub(crate) fn ticket(&self) -> Ticket {
+        let slot = self.next.fetch_add(1, Ordering::Relaxed);
+        Ticket {
+            thread: 0,
+            slot,
+            generation: 0,
+        }
+    }
+
+    /// Waits for an answer.
+    pub(crate) fn wait(&self, ticket: Ticket) -> Reply {
+        let answers = self.answers.lock().unwrap();
+        let (mut answers, timeout) = self
+            .arrived
+            .wait_timeout_while(answers, PATIENCE, |answers| {
+                !answers.contains_key(&ticket.slot)
+            })
+            .unwrap();
+        assert!(!timeout.timed_out(), "no answer to {ticket:?}");
+        answers.remove(&ticket.slot).unwrap()
+    }
+
+    pub(crate) fn has(&self, ticket: Ticket) -> bool {
+        self.answers.lock().unwrap().contains_key(&ticket.slot)
+    }
+}
+
+impl Replies for Desk {
+    fn deliver(&self, _thread: u16, replies: Vec<(Ticket, Reply)>) {
+        self.parcels.fetch_add(1, Ordering::Relaxed);
+        let mut answers = self.answers.lock().unwrap();
+        for (ticket, reply) in replies {
+            let before = answers.insert(ticket.slot, reply);
+            assert!(before.is_none(), "{ticket:?} is answered once");
+        }
+        self.arrived.notify_all();
+    }
+}
+
+impl Watchers for Desk {
+    fn events(&self, batch: EventRange) {
+        self.events.lock().unwrap().push((batch.from, batch.to));
+    }
+}
+
+/// A member with its serving side.
+pub(crate) struct Rig {
+    pub(crate) node: Node,
+    pub(crate) desk: Arc<Desk>,
+}
+
+pub(crate) fn config(dir: &Path) -> Config {
+    let mut config = Config::new("m1", dir, "http://127.0.0.1:2380");
+    config.client_urls = vec!["http://127.0.0.1:2379".to_owned()];
+    config.heartbeat = Duration::from_millis(20);
+    config.election = Duration::from_millis(200);
+    config.wal_segment_bytes = 1 << 20;
+    config
+}
+
+impl Rig {
+    pub(crate) fn start(config: Config) -> Rig {
+        Rig::try_start(config).unwrap()
+    }
+
+    pub(crate) fn try_start(config: Config) -> Result<Rig, keelson_node::Error> {
+        let desk = Arc::new(Desk::default());
+        let node = Node::start(config, Env::real(), desk.clone(), desk.clone())?;
+        node.wait_ready(PATIENCE)?;
+        Ok(Rig { node, desk })
+    }
+
+    pub(crate) fn propose(&self, request: InternalRaftRequest) -> Ticket {
+        let ticket = self.desk.ticket();
+        self.node.propose(request, ticket).unwrap();
+        ticket
+    }
+
+    /// Proposes, and waits for the outcome.
+    pub(crate) fn run(&self, request: InternalRaftRequest) -> Outcome {
+        match self.desk.wait(self.propose(request)) {
+            Reply::Applied(outcome) => outcome,
+            other => panic!("not applied: {other:?}"),
+        }
+    }
+
+    /// Puts a key, and returns its revision.
+    pub(crate) fn put(&self, key: &str, value: &str) -> i64 {
+        match self.run(put(key, value)) {
+            Outcome::Put { revision, .. } => revision,
+            other => panic!("not put: {other:?}"),
+        }
+    }
+
+    /// What a key holds now; reads through a barrier.
+    pub(crate) fn get(&self, key: &str) -> Option<String> {
+        let ticket = self.desk.ticket();
+        if self.node.read_barrier(ticket).unwrap() == keelson_node::Barrier::Waiting {
+            assert!(matches!(self.desk.wait(ticket), Reply::Readable));
+        }
+        let request = RangeRequest {
+            key: key.to_owned().into(),
+            ..RangeRequest::default()
+        };
+        let plan = range::plan(self.node.shared(), &request, ReadAt::Current).unwrap();
+        if plan.count == 0 {
+            return None;
+        }
+        let mut body = bytes::BytesMut::new();
+        let mut emitter = plan.into_emitter(self.node.shared().clone());
+        while emitter.next_chunk(1 << 16, &mut body).unwrap() == range::Progress::More {}
+        let response: keelson_proto::rpc::etcdserverpb::RangeResponse =
+            prost::Message::decode(body.freeze()).unwrap();
+        Some(String::from_utf8(response.kvs[0].value.to_vec()).unwrap())
+    }
+
+    /// Waits until everything that is applied is in the file.
+    pub(crate) fn commit(&self) -> keelson_store::Durable {
+        let ticket = self.desk.ticket();
+        self.node
+            .order(keelson_node::Order::Commit, Some(ticket))
+            .unwrap();
+        match self.desk.wait(ticket) {
+            Reply::Durable(durable) => durable,
+            other => panic!("not durable: {other:?}"),
+        }
+    }
+}
+
+pub(crate) fn put(key: &str, value: &str) -> InternalRaftRequest {
+    InternalRaftRequest {
+        put: Some(PutRequest {
+            key: key.to_owned().into(),
+            value: value.to_owned().into(),
+            ..PutRequest::default()
+        }),
+        ..InternalRaftRequest::default()
+    }
+}
+
+pub(crate) fn delete(key: &str) -> InternalRaftRequest {
+    InternalRaftRequest {
+        delete_range: Some(DeleteRangeRequest {
+            key: key.to_owned().into(),
+            ..DeleteRangeRequest::default()
+        }),
+        ..InternalRaftRequest::default()
+    }
+}
+
+pub(crate) fn compact(revision: i64, physical: bool) -> InternalRaftRequest {
+    InternalRaftRequest {
+        compaction: Some(CompactionRequest { revision, physical }),
+        ..InternalRaftRequest::default()
+    }
+}
