@@ -40,6 +40,8 @@ pub(crate) mod splice;
 pub(crate) mod status;
 mod txn;
 mod validate;
+mod watch;
+pub(crate) mod watch_response;
 
 pub(crate) use call::Call;
 use inbound::Inbound;
@@ -225,7 +227,10 @@ async fn route_rare(call: Call, mut inbound: Inbound) -> Result<Answer, Status> 
         }
         Method::DeleteRange => unary!(kv::delete_range),
         Method::Compact => unary!(kv::compact),
-        Method::Watch => Err(not_served(call.method)),
+        Method::Watch => {
+            call.admit(false)?;
+            Ok(watch::watch(call, inbound.decoded()))
+        }
         Method::LeaseGrant => unary!(lease::grant),
         Method::LeaseRevoke => unary!(lease::revoke),
         Method::LeaseKeepAlive => {
@@ -295,18 +300,6 @@ async fn route_rare(call: Call, mut inbound: Inbound) -> Result<Answer, Status> 
         }
         Method::Unlock => unary!(lock::unlock),
     }
-}
-
-/// What a method is answered with that this version does not serve yet.
-fn not_served(method: Method) -> Status {
-    Status::new(
-        Code::Unimplemented,
-        format!(
-            "unknown method {} for service {}",
-            method.name(),
-            method.service()
-        ),
-    )
 }
 
 #[cfg(test)]

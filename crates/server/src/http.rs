@@ -45,7 +45,10 @@ impl Handle for State {
     }
 
     async fn background(self: &Arc<State>, thread: u16) {
-        self.tickets.deliveries(thread).await;
+        tokio::join!(
+            self.tickets.deliveries(thread),
+            self.watching.run(thread, self)
+        );
     }
 }
 

@@ -14,6 +14,7 @@ mod state;
 mod tickets;
 mod tokens;
 pub mod url;
+mod watching;
 
 pub use error::Error;
 pub use member::Member;

@@ -23,6 +23,7 @@ use crate::state::{ETCD_VERSION, Settings, State};
 use crate::tickets::Tickets;
 use crate::tokens::Tokens;
 use crate::url::Url;
+use crate::watching::Watching;
 
 /// How long unary calls may take once the stop has begun.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
@@ -85,15 +86,18 @@ impl Member {
         })?;
         let tokens = Arc::new(Tokens::new(Duration::from_secs(config.auth_token_ttl)));
         let changed = Arc::new(Notify::new());
+        let watching = Arc::new(Watching::new(threads));
         let told = Arc::new(Told {
             tokens: Arc::clone(&tokens),
             changed: Arc::clone(&changed),
+            watching: Arc::clone(&watching),
         });
         let node = Node::start(node_config(&config)?, env, Arc::clone(&tickets) as _, told)?;
         let draining = CancellationToken::new();
         let metrics = Arc::new(Metrics::new(ETCD_VERSION, config.metrics == "extensive"));
         let state = Arc::new(State {
             tokens,
+            watching,
             changed,
             settings: settings(&config),
             capable: AtomicBool::new(false),
@@ -248,11 +252,13 @@ impl Drop for Member {
 /// What the node tells beside its answers.
 struct Told {
     tokens: Arc<Tokens>,
+    watching: Arc<Watching>,
     changed: Arc<Notify>,
 }
 
 impl Watchers for Told {
-    fn events(&self, _batch: EventRange) {
+    fn events(&self, batch: EventRange) {
+        self.watching.events(batch);
         self.changed.notify_waiters();
     }
 
@@ -314,6 +320,7 @@ fn serving_threads() -> u16 {
 
 fn settings(config: &Checked) -> Settings {
     Settings {
+        watch_progress_interval: config.watch_progress_notify_interval,
         max_request_bytes: config.max_request_bytes as usize,
         max_txn_ops: config.max_txn_ops as usize,
         quota_backend_bytes: config.quota_backend_bytes,

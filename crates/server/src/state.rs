@@ -15,6 +15,7 @@ use crate::metrics::Metrics;
 use crate::pool::Pool;
 use crate::tickets::{Awaited, Tickets};
 use crate::tokens::Tokens;
+use crate::watching::Watching;
 
 /// The version of etcd that clients are told (`DESIGN.md` 6).
 pub(crate) const ETCD_VERSION: &str = "3.7.1";
@@ -26,6 +27,7 @@ const GRPC_OVERHEAD: usize = 512 << 10;
 pub(crate) struct State {
     pub(crate) node: Node,
     pub(crate) tickets: Arc<Tickets>,
+    pub(crate) watching: Arc<Watching>,
     pub(crate) pool: Arc<Pool>,
     pub(crate) tokens: Arc<Tokens>,
     pub(crate) metrics: Arc<Metrics>,
@@ -43,6 +45,8 @@ pub(crate) struct State {
 pub(crate) struct Settings {
     /// Largest request, in bytes.
     pub(crate) max_request_bytes: usize,
+    /// How often a watcher that wants it is told that nothing is missing.
+    pub(crate) watch_progress_interval: Duration,
     /// Operations in one list of a transaction.
     pub(crate) max_txn_ops: usize,
     /// The quota as it was given; 0 is the default, a negative one is none.

@@ -191,7 +191,13 @@ impl View {
         mains_max: usize,
         bytes_max: usize,
     ) -> Result<(Vec<EventRecord>, i64), Error> {
-        let mut scan = Scan { found: Vec::new(), mains: 0, mains_max, bytes: 0, bytes_max };
+        let mut scan = Scan {
+            found: Vec::new(),
+            mains: 0,
+            mains_max,
+            bytes: 0,
+            bytes_max,
+        };
         let file_end = to.min(self.file_revision).min(self.window_start() - 1);
         let mut next = from;
         if next <= file_end {

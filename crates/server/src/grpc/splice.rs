@@ -46,6 +46,11 @@ impl Framed {
         Framed(out.freeze())
     }
 
+    /// The bytes, prefix and all.
+    pub(crate) fn into_bytes(self) -> Bytes {
+        self.0
+    }
+
     /// A message that lies behind its prefix already, as [`begin`] starts it.
     pub(crate) fn finished(out: BytesMut) -> Framed {
         debug_assert_eq!(

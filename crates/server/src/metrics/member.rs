@@ -111,9 +111,39 @@ pub(crate) fn families(state: &State) -> Vec<MetricFamily> {
     let mut all = Families::default();
     server(&mut all, state);
     store(&mut all, state);
+    watches(&mut all, state);
     disk(&mut all, &state.node);
     process(&mut all);
     all.0
+}
+
+fn watches(all: &mut Families, state: &State) {
+    let watching = state.watching.numbers();
+    all.gauge(
+        "etcd_debugging_mvcc_watcher_total",
+        "Total number of watchers.",
+        float(watching.watchers),
+    );
+    all.gauge(
+        "etcd_debugging_mvcc_watch_stream_total",
+        "Total number of watch streams.",
+        float(watching.streams),
+    );
+    all.gauge(
+        "etcd_debugging_mvcc_slow_watcher_total",
+        "Total number of unsynced slow watchers.",
+        float(watching.lagging),
+    );
+    all.gauge(
+        "etcd_debugging_mvcc_pending_events_total",
+        "Total number of pending events to be sent.",
+        float(watching.queued),
+    );
+    all.counter(
+        "etcd_debugging_mvcc_events_total",
+        "Total number of events sent by this member.",
+        watching.events,
+    );
 }
 
 fn server(all: &mut Families, state: &State) {
