@@ -383,7 +383,7 @@ impl StreamHandle {
         &self,
         state: &State,
         asked: i64,
-        mut spec: Spec,
+        spec: Spec,
         flags: Flags,
         progress_notify: bool,
     ) -> Result<(), Duplicate> {
@@ -412,11 +412,11 @@ impl StreamHandle {
             return Err(Duplicate);
         }
         let current = state.shared().revision();
-        if spec.start == 0 {
-            spec.start = current + 1;
-        }
         stream.push(response::created(&state.header(current), watch_id), None);
-        let handle = shard.add(self.id, watch_id, spec);
+        let handle = match spec.start {
+            0 => shard.add_from_now(self.id, watch_id, spec, current),
+            _ => shard.add(self.id, watch_id, spec),
+        };
         stream.watches.insert(
             watch_id,
             Watch {
