@@ -5,6 +5,7 @@
 //! thread; compactions are pruned here, a slice at a time between batches.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use keelson_proto::ApiError;
@@ -62,6 +63,8 @@ pub(crate) struct Applier {
     alarm_proposed: bool,
     /// Up to where segments were sealed.
     sealed: LogIndex,
+    /// Up to where consensus was told that entries are applied.
+    reported: LogIndex,
     /// When the open segment is too old.
     seal_at: Option<Duration>,
     seal_now: bool,
@@ -101,6 +104,7 @@ impl Applier {
             after_alarm: Vec::new(),
             alarm_proposed: false,
             sealed: applied,
+            reported: applied,
             seal_at: None,
             seal_now: false,
             snapshot,
@@ -384,11 +388,15 @@ impl Applier {
             self.links.watchers.events(events);
         }
         let (index, _) = self.store.applied();
-        drop(
-            self.links
-                .consensus
-                .push_always(Input::Applied { index }, 0),
-        );
+        if index > self.reported {
+            self.reported = index;
+            let wake = || self.links.awaits_apply.load(Ordering::SeqCst);
+            drop(
+                self.links
+                    .consensus
+                    .push_quietly(Input::Applied { index }, 0, wake),
+            );
+        }
     }
 
     /// Asks for a disk snapshot where the operator has said how many entries may lie between two.

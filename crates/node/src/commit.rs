@@ -175,7 +175,6 @@ impl Commits {
     fn defragment(&mut self, ticket: Option<Ticket>) -> Result<(), Error> {
         let path = self.links.config.db_path();
         let before = self.links.shared.sizes();
-        tracing::info!("starting defragment");
         tracing::info!(
             path = %path.display(),
             "current-db-size-bytes" = before.total,
@@ -184,7 +183,16 @@ impl Commits {
         );
         self.links.stats.defrag_in_flight.set(1);
         let begun = self.now();
-        self.committer.defragment()?;
+        if let Err(error) = self.committer.defragment() {
+            self.links.stats.defrag_in_flight.set(0);
+            // A disk without room for the copy is no reason to end, as long as the old file serves.
+            self.committer.durable()?;
+            tracing::error!(path = %path.display(), %error, "failed to defragment");
+            if let Some(ticket) = ticket {
+                self.links.reply(ticket, Reply::Failed(error.to_string()));
+            }
+            return Ok(());
+        }
         let took = self.now().saturating_sub(begun);
         self.links.stats.defrag_in_flight.set(0);
         self.links.stats.defrag.observe(took);
@@ -197,7 +205,6 @@ impl Commits {
             took = ?took,
             "finished defragmenting directory"
         );
-        tracing::info!("finished defragment");
         if let Some(ticket) = ticket {
             self.links.reply(ticket, Reply::Done);
         }

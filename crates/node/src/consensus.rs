@@ -164,6 +164,9 @@ impl Thread<'_> {
         let links = self.links;
         let view = self.core.view();
         links.published.store(&view);
+        links
+            .awaits_apply
+            .store(self.core.awaits_apply(), Ordering::SeqCst);
         links.gate.set_only_voter(view.only_voter);
         links.gate.set_leads(view.leads.then_some(view.term));
         if self.led && !view.leads {

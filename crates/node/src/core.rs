@@ -20,6 +20,7 @@ use keelson_raft::{
     APPEND_THREAD, APPLY_THREAD, AnyConfChange, RawNode, Ready, Role, Storage as _,
 };
 
+use crate::budget;
 use crate::memory_log::MemoryLog;
 use crate::read::Reads;
 use crate::ticket::Waiter;
@@ -273,6 +274,19 @@ impl Core {
             committed: self.raft.committed(),
             leader_changes: self.leader_changes,
         }
+    }
+
+    /// Whether something waits for entries to be applied, so that [`Input::Applied`] must not be late:
+    /// reads, the start, or committed entries that are handed out a part at a time.
+    #[must_use]
+    pub fn awaits_apply(&self) -> bool {
+        !self.takes_part()
+            || self.reads.awaits_apply()
+            || self
+                .applying
+                .back()
+                .is_some_and(|(last, _)| *last < self.raft.committed())
+            || self.raft.storage().bytes() > budget::RAFT_LOG_BYTES
     }
 
     /// Proposals that wait for a leader.

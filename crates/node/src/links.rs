@@ -90,6 +90,8 @@ pub(crate) struct Links {
     pub(crate) duty: Mailbox<DutyEvent>,
     /// The last entry that the own log has for good.
     pub(crate) synced: AtomicU64,
+    /// Consensus wants to hear of applied entries at once.
+    pub(crate) awaits_apply: AtomicBool,
     /// Nothing more is taken in.
     pub(crate) stopping: AtomicBool,
     /// Threads end where they stand.
@@ -145,6 +147,7 @@ impl Links {
             commit: Mailbox::new(items, budget::SEALED_WAITING_MAX),
             duty: Mailbox::new(items, weight),
             synced: AtomicU64::new(synced.0),
+            awaits_apply: AtomicBool::new(true),
             stopping: AtomicBool::new(false),
             killed: AtomicBool::new(false),
             failure: Mutex::new(None),

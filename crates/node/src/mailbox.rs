@@ -84,12 +84,22 @@ impl<T> Mailbox<T> {
                 && state.weight.saturating_add(weight) <= self.weight_max)
     }
 
-    fn add(&self, mut state: MutexGuard<'_, State<T>>, item: T, weight: u64) {
+    fn add(&self, state: MutexGuard<'_, State<T>>, item: T, weight: u64) {
+        self.add_and_wake(state, item, weight, || true);
+    }
+
+    fn add_and_wake(
+        &self,
+        mut state: MutexGuard<'_, State<T>>,
+        item: T,
+        weight: u64,
+        wake: impl FnOnce() -> bool,
+    ) {
         state.items.push_back((item, weight));
         state.weight += weight;
         self.depth
             .store(state.items.len() as u64, Ordering::Relaxed);
-        let sleeper = state.takers > 0;
+        let sleeper = state.takers > 0 && wake();
         drop(state);
         if sleeper {
             self.arrived.notify_one();
@@ -149,6 +159,22 @@ impl<T> Mailbox<T> {
         Ok(())
     }
 
+    /// As [`Mailbox::push_always`], but a taker that sleeps is woken only if `wake` says so: for what
+    /// can wait until it wakes by itself. `wake` is asked under the queue's lock, so whatever the taker
+    /// sets before it takes is seen.
+    ///
+    /// # Errors
+    ///
+    /// The item, if the queue is closed.
+    pub fn push_quietly(&self, item: T, weight: u64, wake: impl FnOnce() -> bool) -> Result<(), T> {
+        let state = self.lock();
+        if state.closed {
+            return Err(item);
+        }
+        self.add_and_wake(state, item, weight, wake);
+        Ok(())
+    }
+
     /// Takes all that waits, in order, behind what `into` holds; if nothing does, waits for it, at
     /// most for `timeout` if there is one.
     pub fn take(&self, into: &mut Vec<T>, timeout: Option<Duration>) -> Taken {
@@ -159,6 +185,7 @@ impl<T> Mailbox<T> {
     pub fn take_up_to(&self, max: usize, into: &mut Vec<T>, timeout: Option<Duration>) -> Taken {
         let mut state = self.lock();
         if state.items.is_empty() && !state.closed {
+            // Counted under the lock: whoever adds something either sees a taker or is seen by it.
             state.takers += 1;
             let empty = |state: &mut State<T>| state.items.is_empty() && !state.closed;
             state = match timeout {
@@ -312,6 +339,15 @@ mod tests {
         }
         thread.join().unwrap().unwrap();
         assert!(items.is_sorted());
+    }
+
+    #[test]
+    fn a_quiet_item_is_found_by_the_next_take() {
+        let mailbox = Mailbox::new(10, 10);
+        mailbox.push_quietly(1, 1, || false).unwrap();
+        assert_eq!(all(&mailbox), [1]);
+        mailbox.close();
+        assert_eq!(mailbox.push_quietly(2, 1, || true), Err(2));
     }
 
     #[test]

@@ -162,6 +162,11 @@ impl Reads {
         }
     }
 
+    /// Whether reads wait for apply.
+    pub(crate) fn awaits_apply(&self) -> bool {
+        !self.confirmed.is_empty()
+    }
+
     /// Gives out the reads of the round that was asked of a leader that is gone.
     pub(crate) fn leader_changed(&mut self) -> Vec<Ticket> {
         self.round

@@ -29,6 +29,8 @@ pub enum Reply {
     Durable(Durable),
     /// An order was carried out.
     Done,
+    /// An order was not carried out, and why: nothing was changed.
+    Failed(String),
     /// The request will not be applied, or nobody knows whether it will.
     Refused(ApiError),
 }
@@ -43,6 +45,7 @@ impl std::fmt::Debug for Reply {
                 .field(&durable.boundary.index)
                 .finish(),
             Reply::Done => f.write_str("Done"),
+            Reply::Failed(reason) => f.debug_tuple("Failed").field(reason).finish(),
             Reply::Refused(error) => f.debug_tuple("Refused").field(error).finish(),
         }
     }

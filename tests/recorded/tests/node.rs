@@ -119,6 +119,8 @@ fn directories_of_single_members_start_and_hold_what_they_held() -> Result<()> {
             "basic",
             "defragged",
             "killed",
+            "killed-compacting",
+            "restored-bumped",
             "learner",
             "nospace",
             "segments",
@@ -127,7 +129,14 @@ fn directories_of_single_members_start_and_hold_what_they_held() -> Result<()> {
             run(version, variant).with_context(|| format!("{version}/{variant}"))?;
         }
     }
-    run("3.7", "downgrading").context("3.7/downgrading")
+    for (version, variant) in [
+        ("3.6", "upgraded-from-3.5"),
+        ("3.7", "upgraded-from-3.5-and-3.6"),
+        ("3.7", "downgrading"),
+    ] {
+        run(version, variant).with_context(|| format!("{version}/{variant}"))?;
+    }
+    Ok(())
 }
 
 #[test]

@@ -4,6 +4,7 @@
 mod boots;
 mod compactions;
 mod duties;
+mod faults;
 mod lives;
 mod rig;
 mod snapshots;

@@ -45,7 +45,7 @@ impl Desk {
         let (mut answers, timeout) = self
             .arrived
             .wait_timeout_while(answers, PATIENCE, |answers| {
-                !answers.contains_key(&ticket.slot)
+                !answers.contains_key(&ticket.slot) && !self.given_up.load(Ordering::Relaxed)
             })
             .unwrap();
         assert!(!timeout.timed_out(), "no answer to {ticket:?}");
