@@ -193,10 +193,11 @@ impl Store {
     fn txn(&mut self, txn: &TxnRequest, wanted: bool) -> Result<Outcome, Failure> {
         let before = self.revision;
         let done = txn::run(self, txn, wanted)?;
+        let oldest = done.oldest_read.map_or(before, |main| main.min(before));
         Ok(Outcome::Txn {
             revision: done.revision,
             succeeded: done.succeeded,
-            pin: wanted.then(|| self.shared.pin(before)),
+            pin: wanted.then(|| self.shared.pin(oldest)),
             ops: done.ops,
         })
     }

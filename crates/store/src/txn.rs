@@ -56,6 +56,8 @@ pub(crate) struct TxnDone {
     pub(crate) succeeded: bool,
     pub(crate) ops: Vec<OpOutcome>,
     pub(crate) revision: i64,
+    /// The oldest revision that a range of it names, if any does.
+    pub(crate) oldest_read: Option<i64>,
 }
 
 /// Runs a transaction.
@@ -69,6 +71,7 @@ pub(crate) fn run(store: &mut Store, txn: &TxnRequest, wanted: bool) -> Result<T
         succeeded: path.succeeded,
         ops,
         revision,
+        oldest_read: oldest_read(txn, &path),
     })
 }
 
@@ -112,6 +115,19 @@ pub fn read_txn(shared: &Arc<Shared>, txn: &TxnRequest) -> Result<Outcome, PlanE
         ops,
         pin: Some(pin),
     })
+}
+
+/// The oldest revision that a range of the branches that run names, if any does.
+fn oldest_read(txn: &TxnRequest, path: &Path) -> Option<i64> {
+    let mut inner = path.inner.iter();
+    let reads = branch(txn, path.succeeded)
+        .iter()
+        .filter_map(|op| match &op.request {
+            Some(Request::RequestRange(range)) => Some(range.revision).filter(|main| *main > 0),
+            Some(Request::RequestTxn(txn)) => oldest_read(txn, inner.next()?),
+            _ => None,
+        });
+    reads.min()
 }
 
 fn branch(txn: &TxnRequest, succeeded: bool) -> &[RequestOp] {

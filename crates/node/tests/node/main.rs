@@ -1,5 +1,9 @@
 //! A member on a real directory.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+mod boots;
+mod compactions;
+mod duties;
 mod lives;
 mod rig;
+mod snapshots;

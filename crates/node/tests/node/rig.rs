@@ -2,11 +2,12 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use keelson_node::{Config, Env, Node, Replies, Reply, Ticket, Watchers};
+use keelson_node::{Config, Env, Node, Order, Replies, Reply, Ticket, Watchers};
+use keelson_proto::ApiError;
 use keelson_proto::rpc::etcdserverpb::{
     CompactionRequest, DeleteRangeRequest, InternalRaftRequest, PutRequest, RangeRequest,
 };
@@ -22,8 +23,10 @@ pub(crate) struct Desk {
     answers: Mutex<HashMap<u32, Reply>>,
     arrived: Condvar,
     next: AtomicU32,
+    given_up: AtomicBool,
     pub(crate) parcels: AtomicU32,
     pub(crate) events: Mutex<Vec<(i64, i64)>>,
+    happened: Condvar,
 }
 
 impl Desk {
@@ -46,9 +49,30 @@ impl Desk {
             })
             .unwrap();
         assert!(!timeout.timed_out(), "no answer to {ticket:?}");
-        answers.remove(&ticket.slot).unwrap()
+        answers
+            .remove(&ticket.slot)
+            .unwrap_or(Reply::Refused(ApiError::Canceled))
     }
 
+    /// Lets everybody who waits for an answer go without.
+    pub(crate) fn give_up(&self) {
+        let _answers = self.answers.lock().unwrap();
+        self.given_up.store(true, Ordering::Relaxed);
+        self.arrived.notify_all();
+    }
+
+    /// Waits until a revision was told of.
+    pub(crate) fn wait_for_revision(&self, revision: i64) {
+        let events = self.events.lock().unwrap();
+        let waits = |events: &mut Vec<(i64, i64)>| events.last().is_none_or(|it| it.1 < revision);
+        let (_events, timeout) = self
+            .happened
+            .wait_timeout_while(events, PATIENCE, waits)
+            .unwrap();
+        assert!(!timeout.timed_out(), "revision {revision} never came");
+    }
+
+    /// Whether an answer has come that nobody has taken yet.
     pub(crate) fn has(&self, ticket: Ticket) -> bool {
         self.answers.lock().unwrap().contains_key(&ticket.slot)
     }
@@ -69,6 +93,7 @@ impl Replies for Desk {
 impl Watchers for Desk {
     fn events(&self, batch: EventRange) {
         self.events.lock().unwrap().push((batch.from, batch.to));
+        self.happened.notify_all();
     }
 }
 
@@ -143,13 +168,26 @@ impl Rig {
         Some(String::from_utf8(response.kvs[0].value.to_vec()).unwrap())
     }
 
+    /// Puts until something holds that comes by itself.
+    pub(crate) fn put_until(&self, what: &str, holds: impl Fn(&Node) -> bool) {
+        let clock = &self.node.env().clock;
+        let deadline = clock.now() + PATIENCE;
+        while !holds(&self.node) {
+            assert!(clock.now() < deadline, "{what} never came");
+            self.put("pacing", "");
+        }
+    }
+
+    /// Gives an order, and waits until it is carried out.
+    pub(crate) fn order(&self, order: Order) -> Reply {
+        let ticket = self.desk.ticket();
+        self.node.order(order, Some(ticket)).unwrap();
+        self.desk.wait(ticket)
+    }
+
     /// Waits until everything that is applied is in the file.
     pub(crate) fn commit(&self) -> keelson_store::Durable {
-        let ticket = self.desk.ticket();
-        self.node
-            .order(keelson_node::Order::Commit, Some(ticket))
-            .unwrap();
-        match self.desk.wait(ticket) {
+        match self.order(Order::Commit) {
             Reply::Durable(durable) => durable,
             other => panic!("not durable: {other:?}"),
         }
