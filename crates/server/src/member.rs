@@ -28,8 +28,11 @@ use crate::url::Url;
 /// How long unary calls may take once the stop has begun.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
 
-/// How often a member that starts looks whether it is ready.
-const READY_EVERY: Duration = Duration::from_millis(2);
+/// How often a member that waits to be ready looks whether it has failed.
+const READY_EVERY: Duration = Duration::from_millis(100);
+
+/// How often it looks whether the cluster's version is known.
+const CAPABLE_EVERY: Duration = Duration::from_millis(2);
 
 /// What a time-out adds to two election timeouts.
 const REQUEST_BASE: Duration = Duration::from_secs(5);
@@ -185,17 +188,16 @@ impl Member {
     /// Waits until the member has published itself and knows the cluster's version. As with etcd,
     /// that has no time-out: without a quorum it takes as long as that does.
     fn wait_until_ready(&self) -> Result<(), Error> {
-        let id = self.state.node.member_id();
         loop {
             if let Some(failure) = self.failure() {
                 return Err(Error::Stopped(failure));
             }
-            let members = self.state.shared().members();
-            let published = members.member(id).is_some_and(|member| member.is_started());
-            if published && self.state.is_capable() {
-                return Ok(());
+            match self.state.node.wait_ready(READY_EVERY) {
+                Ok(()) if self.state.is_capable() => return Ok(()),
+                Ok(()) => thread::sleep(CAPABLE_EVERY),
+                Err(keelson_node::Error::NotReady) => {}
+                Err(error) => return Err(error.into()),
             }
-            thread::sleep(READY_EVERY);
         }
     }
 
