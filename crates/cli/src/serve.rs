@@ -267,7 +267,7 @@ fn start(config: Checked) -> ExitCode {
     match run_member(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(cause) => {
-            hints.tell(&format!("{cause:#}"));
+            hints.tell(&cause.to_string());
             ExitCode::from(FAILED)
         }
     }

@@ -17,6 +17,16 @@ pub enum Error {
     /// The member itself does not start, or has failed; the inner error says which class.
     #[error(transparent)]
     Node(#[from] keelson_node::Error),
+    /// Refused: the process may open too few files to serve anybody.
+    #[error(
+        "file descriptor limit {limit} of etcd process is too low; please set higher than {reserved}"
+    )]
+    TooFewFiles {
+        /// What the process may open.
+        limit: usize,
+        /// What it needs for itself.
+        reserved: usize,
+    },
     /// Failed: the system gives no threads or reactors.
     #[error("cannot start {what}: {source}")]
     Threads {

@@ -9,12 +9,13 @@ use keelson_node::{Env, Node, Watchers};
 use keelson_store::EventRange;
 use keelson_store::{Quota, auth};
 use keelson_transport::listener::{ListenOptions, Listener};
-use tokio::sync::Notify;
+use rustix::process::{Resource, getrlimit};
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::Error;
-use crate::config::{AutoCompaction, Checked};
+use crate::config::{AutoCompaction, Checked, Gate};
 use crate::logging::{self, json};
 use crate::metrics::Metrics;
 use crate::pool::Pool;
@@ -28,11 +29,17 @@ use crate::watching::Watching;
 /// How long unary calls may take once the stop has begun.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
 
-/// How often a member that starts looks whether it is ready.
-const READY_EVERY: Duration = Duration::from_millis(2);
+/// How often a member that waits to be ready looks whether it has failed.
+const READY_EVERY: Duration = Duration::from_millis(100);
+
+/// How often it looks whether the cluster's version is known.
+const CAPABLE_EVERY: Duration = Duration::from_millis(2);
 
 /// What a time-out adds to two election timeouts.
 const REQUEST_BASE: Duration = Duration::from_secs(5);
+
+/// File descriptors that are no client's (api.md 4.1).
+const RESERVED_FILES: usize = 150;
 
 /// A running member.
 ///
@@ -78,6 +85,7 @@ impl Member {
     pub fn start_in(mut config: Checked, env: Env) -> Result<Member, Error> {
         // Sockets first: a busy port is seen before anything is written.
         let sockets = bind(&mut config)?;
+        let connections_max = connections_max()?;
         let threads = serving_threads();
         let tickets = Arc::new(Tickets::new(threads));
         let pool = Pool::start(usize::from(threads)).map_err(|source| Error::Threads {
@@ -87,14 +95,19 @@ impl Member {
         let tokens = Arc::new(Tokens::new(Duration::from_secs(config.auth_token_ttl)));
         let changed = Arc::new(Notify::new());
         let watching = Arc::new(Watching::new(threads));
+        let metrics = Arc::new(Metrics::new(ETCD_VERSION, config.metrics == "extensive"));
+        for (gate, name, stage) in Gate::all() {
+            metrics.gate(name, stage, config.feature_gates.enabled(gate));
+        }
         let told = Arc::new(Told {
+            metrics: Arc::clone(&metrics),
             tokens: Arc::clone(&tokens),
             changed: Arc::clone(&changed),
             watching: Arc::clone(&watching),
         });
+        log_start(&config);
         let node = Node::start(node_config(&config)?, env, Arc::clone(&tickets) as _, told)?;
         let draining = CancellationToken::new();
-        let metrics = Arc::new(Metrics::new(ETCD_VERSION, config.metrics == "extensive"));
         let state = Arc::new(State {
             tokens,
             watching,
@@ -114,12 +127,18 @@ impl Member {
             metrics_serving: None,
             state,
         };
-        member.serve(&config, sockets, threads)?;
+        member.serve(&config, sockets, threads, connections_max)?;
         Ok(member)
     }
 
     /// Opens the doors: metrics at once, clients when the member has joined its cluster.
-    fn serve(&mut self, config: &Checked, sockets: Sockets, threads: u16) -> Result<(), Error> {
+    fn serve(
+        &mut self,
+        config: &Checked,
+        sockets: Sockets,
+        threads: u16,
+        connections_max: usize,
+    ) -> Result<(), Error> {
         let threads_error = |source| Error::Threads {
             what: "the serving threads",
             source,
@@ -132,6 +151,7 @@ impl Member {
                 config.grpc_keepalive_interval
             },
             ping_timeout: config.grpc_keepalive_timeout,
+            connections: connections_max,
         };
         let Sockets {
             peers,
@@ -172,17 +192,16 @@ impl Member {
     /// Waits until the member has published itself and knows the cluster's version. As with etcd,
     /// that has no time-out: without a quorum it takes as long as that does.
     fn wait_until_ready(&self) -> Result<(), Error> {
-        let id = self.state.node.member_id();
         loop {
             if let Some(failure) = self.failure() {
                 return Err(Error::Stopped(failure));
             }
-            let members = self.state.shared().members();
-            let published = members.member(id).is_some_and(|member| member.is_started());
-            if published && self.state.is_capable() {
-                return Ok(());
+            match self.state.node.wait_ready(READY_EVERY) {
+                Ok(()) if self.state.is_capable() => return Ok(()),
+                Ok(()) => thread::sleep(CAPABLE_EVERY),
+                Err(keelson_node::Error::NotReady) => {}
+                Err(error) => return Err(error.into()),
             }
-            thread::sleep(READY_EVERY);
         }
     }
 
@@ -254,12 +273,16 @@ struct Told {
     tokens: Arc<Tokens>,
     watching: Arc<Watching>,
     changed: Arc<Notify>,
+    metrics: Arc<Metrics>,
 }
 
 impl Watchers for Told {
     fn events(&self, batch: EventRange) {
-        self.watching.events(batch);
+        let records = &batch.records;
+        let ended = records.iter().filter(|event| event.record.tombstone);
+        self.metrics.events(records.len(), ended.count());
         self.changed.notify_waiters();
+        self.watching.events(batch);
     }
 
     fn tokens_revoked(&self, user: Option<&str>) {
@@ -309,6 +332,21 @@ fn node_config(config: &Checked) -> Result<keelson_node::Config, Error> {
         slow_apply: config.warning_apply_duration,
         ..keelson_node::Config::new(&config.name, &config.data_dir, "")
     })
+}
+
+/// How many connections clients may have, which is what the process may open but for its own files.
+fn connections_max() -> Result<usize, Error> {
+    let Some(limit) = getrlimit(Resource::Nofile).current else {
+        return Ok(Semaphore::MAX_PERMITS);
+    };
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    match limit.checked_sub(RESERVED_FILES) {
+        None | Some(0) => Err(Error::TooFewFiles {
+            limit,
+            reserved: RESERVED_FILES,
+        }),
+        Some(left) => Ok(left.min(Semaphore::MAX_PERMITS)),
+    }
 }
 
 fn serving_threads() -> u16 {
@@ -400,6 +438,44 @@ fn start_early(state: &Arc<State>, limits: Limits) -> std::io::Result<Serving> {
 
 fn texts(urls: &[Url]) -> Vec<&str> {
     urls.iter().map(Url::as_str).collect()
+}
+
+/// The line by which etcd tells what it was started with.
+fn log_start(config: &Checked) {
+    info!(
+        "etcd-version" = ETCD_VERSION,
+        "keelson-version" = env!("CARGO_PKG_VERSION"),
+        "max-cpu-available" = serving_threads(),
+        "member-initialized" = config.member_dir().exists(),
+        name = %config.name,
+        "data-dir" = %config.data_dir.display(),
+        "wal-dir" = %config.wal_dir.display(),
+        "member-dir" = %config.member_dir().display(),
+        "heartbeat-interval" = ?config.tick(),
+        "election-timeout" = ?Duration::from_millis(config.election_ms),
+        "initial-election-tick-advance" = config.initial_election_tick_advance,
+        "snapshot-count" = config.snapshot_count,
+        "max-wals" = config.max_wals,
+        "max-snapshots" = config.max_snapshots,
+        "snapshot-catchup-entries" = config.snapshot_catchup_entries,
+        "initial-advertise-peer-urls:json" = json(&texts(&config.advertise_peer_urls)),
+        "listen-peer-urls:json" = json(&texts(&config.listen_peer_urls)),
+        "advertise-client-urls:json" = json(&texts(&config.advertise_client_urls)),
+        "listen-client-urls:json" = json(&texts(&config.listen_client_urls)),
+        "listen-metrics-urls:json" = json(&texts(&config.listen_metrics_urls)),
+        "initial-cluster" = %config.initial_cluster(),
+        "initial-cluster-token" = %config.initial_cluster_token,
+        "quota-backend-bytes" = config.quota().map_or(config.quota_backend_bytes, |quota| {
+            i64::try_from(quota).unwrap_or(i64::MAX)
+        }),
+        "max-request-bytes" = config.max_request_bytes,
+        "max-concurrent-streams" = config.max_concurrent_streams,
+        "pre-vote" = config.pre_vote,
+        "auto-compaction-mode" = %config.auto_compaction_mode,
+        "auto-compaction-retention" = %config.auto_compaction_retention,
+        "v2-deprecation" = "write-only",
+        "starting an etcd server"
+    );
 }
 
 fn log_addresses(config: &Checked) {

@@ -65,6 +65,9 @@ pub(crate) struct Metrics {
     pub(crate) pending_proposals: IntGauge,
     pub(crate) failed_read_indexes: IntCounter,
     pub(crate) lease_renewed: IntCounter,
+    gates: IntGaugeVec,
+    events_total: IntCounter,
+    puts: IntCounter,
     scrapes: IntCounterVec,
     scrapes_inflight: IntGauge,
 }
@@ -252,6 +255,19 @@ impl Metrics {
                 "etcd_debugging_lease_renewed_total",
                 "The number of renewed leases seen by the leader.",
             ),
+            gates: make.gauges(
+                "etcd_server_feature_enabled",
+                "Whether or not a feature is enabled. 1 is enabled, 0 is not.",
+                &["name", "stage"],
+            ),
+            events_total: make.counter(
+                "etcd_debugging_mvcc_events_total",
+                "Total number of events sent by this member.",
+            ),
+            puts: make.counter(
+                "etcd_mvcc_put_total",
+                "Total number of puts seen by this member.",
+            ),
             scrapes,
             scrapes_inflight: make.gauge(
                 "promhttp_metric_handler_requests_in_flight",
@@ -288,6 +304,19 @@ impl Metrics {
         self.request_seconds
             .with_label_values(&[kind, success])
             .observe(took.as_secs_f64());
+    }
+
+    /// Says whether a feature gate is open.
+    pub(crate) fn gate(&self, name: &str, stage: &str, enabled: bool) {
+        self.gates
+            .with_label_values(&[name, stage])
+            .set(i64::from(enabled));
+    }
+
+    /// Counts records that a batch has made, and how many of them ended keys.
+    pub(crate) fn events(&self, records: usize, ended: usize) {
+        self.events_total.inc_by(records as u64);
+        self.puts.inc_by((records - ended) as u64);
     }
 
     /// Notes how long the reading of a range took.

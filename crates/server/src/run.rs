@@ -1,6 +1,8 @@
 //! A member as a process: it runs until a signal, or a failure of its own, ends it.
 
 use std::os::unix::net::UnixDatagram;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
@@ -30,11 +32,17 @@ pub fn serve(config: Checked) -> Result<(), Error> {
         warn!(error = %errno, "signals end this process at once");
     }
     let (sender, received) = mpsc::channel();
+    let started = Arc::new(AtomicBool::new(false));
+    let has_started = Arc::clone(&started);
     let watcher = thread::Builder::new()
         .name("signals".to_owned())
         .spawn(move || {
             // Without end: the thread goes with the process.
             while let Ok(signal) = signals.wait() {
+                if !has_started.load(Ordering::SeqCst) {
+                    // A start may take long, and nothing of it has to be ended in order.
+                    end_by(signal);
+                }
                 if sender.send(signal).is_err() {
                     return;
                 }
@@ -45,6 +53,7 @@ pub fn serve(config: Checked) -> Result<(), Error> {
         source,
     })?;
     let member = Member::start(config)?;
+    started.store(true, Ordering::SeqCst);
     notify_init_daemon();
     let signal = loop {
         match received.recv_timeout(LOOK_EVERY) {
@@ -60,13 +69,19 @@ pub fn serve(config: Checked) -> Result<(), Error> {
     };
     info!(signal = go_name(signal), "received signal; shutting down");
     member.stop();
+    end_by(signal);
+    Ok(())
+}
+
+/// Ends the process by a signal, as if it had not been waited for. Returns where the process
+/// outlives it: as pid 1, or where it is ignored.
+fn end_by(signal: Signal) {
     let mut one = SigSet::empty();
     one.add(signal);
-    if one.thread_unblock().is_ok() && raise(signal).is_ok() {
-        // Pid 1 outlives its signals.
-        return Ok(());
+    let raised = one.thread_unblock().and_then(|()| raise(signal));
+    if let Err(errno) = raised {
+        warn!(error = %errno, "failed to raise the signal again");
     }
-    Ok(())
 }
 
 /// A signal as Go prints it.

@@ -23,7 +23,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use keelson_transport::listener::{Acceptor, Listener, Socket, Stream};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -95,6 +95,8 @@ pub(crate) struct Limits {
     pub(crate) ping_interval: Duration,
     /// Time after which a ping without answer ends the connection.
     pub(crate) ping_timeout: Duration,
+    /// Connections that may be open, all threads together; more wait to be accepted.
+    pub(crate) connections: usize,
 }
 
 /// The serving threads and the accept thread.
@@ -108,14 +110,22 @@ pub(crate) struct Serving {
 
 /// Gives connections to threads.
 struct Dealer {
+    room: Arc<Semaphore>,
     threads: Vec<(Sockets, Arc<AtomicUsize>)>,
 }
 
-/// Where connections for a thread go. The accept thread fills it no faster than connections come.
-type Sockets = mpsc::UnboundedSender<(Socket, Purpose)>;
+/// Where connections for a thread go; bounded by how many may be open.
+type Sockets = mpsc::UnboundedSender<Accepted>;
+
+/// A connection with its place among those that may be open.
+struct Accepted {
+    socket: Socket,
+    purpose: Purpose,
+    place: OwnedSemaphorePermit,
+}
 
 impl Dealer {
-    fn deal(&self, socket: Socket, purpose: Purpose) {
+    fn deal(&self, accepted: Accepted) {
         let least = self
             .threads
             .iter()
@@ -123,7 +133,7 @@ impl Dealer {
         if let Some((sender, open)) = least {
             open.fetch_add(1, Ordering::Relaxed);
             // A thread that has ended takes no more; then the socket is closed here.
-            drop(sender.send((socket, purpose)));
+            drop(sender.send(accepted));
         }
     }
 }
@@ -170,7 +180,10 @@ impl Serving {
         Ok(Serving {
             draining,
             dropping,
-            dealer: Arc::new(Dealer { threads: dealer }),
+            dealer: Arc::new(Dealer {
+                room: Arc::new(Semaphore::new(limits.connections)),
+                threads: dealer,
+            }),
             accepting: None,
             threads: handles,
         })
@@ -235,8 +248,15 @@ impl Serving {
 
 async fn accept_from(acceptor: Acceptor, purpose: Purpose, dealer: Arc<Dealer>) {
     loop {
+        let Ok(place) = Arc::clone(&dealer.room).acquire_owned().await else {
+            return;
+        };
         match acceptor.accept().await {
-            Ok(socket) => dealer.deal(socket, purpose),
+            Ok(socket) => dealer.deal(Accepted {
+                socket,
+                purpose,
+                place,
+            }),
             Err(error) => {
                 tracing::warn!(%error, "accept error");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -281,7 +301,7 @@ struct Worker<H> {
 }
 
 impl<H: Handle> Worker<H> {
-    async fn run(self, mut sockets: mpsc::UnboundedReceiver<(Socket, Purpose)>) {
+    async fn run(self, mut sockets: mpsc::UnboundedReceiver<Accepted>) {
         let mut background = pin!(self.handler.background(self.number));
         let mut background_ended = false;
         let mut connections = JoinSet::new();
@@ -296,7 +316,7 @@ impl<H: Handle> Worker<H> {
                     sockets.close();
                 }
                 socket = sockets.recv(), if !closed => match socket {
-                    Some((socket, purpose)) => self.serve(socket, purpose, &mut connections),
+                    Some(accepted) => self.serve(accepted, &mut connections),
                     None => closed = true,
                 },
                 Some(_) = connections.join_next() => {}
@@ -308,8 +328,16 @@ impl<H: Handle> Worker<H> {
         }
     }
 
-    fn serve(&self, socket: Socket, purpose: Purpose, connections: &mut JoinSet<()>) {
-        let open = OpenGuard(Arc::clone(&self.open));
+    fn serve(&self, accepted: Accepted, connections: &mut JoinSet<()>) {
+        let Accepted {
+            socket,
+            purpose,
+            place,
+        } = accepted;
+        let open = OpenGuard {
+            open: Arc::clone(&self.open),
+            _place: place,
+        };
         let stream = match socket.into_stream() {
             Ok(stream) => stream,
             Err(error) => {
@@ -331,12 +359,15 @@ impl<H: Handle> Worker<H> {
     }
 }
 
-/// Counts a connection of a thread for as long as it lives.
-struct OpenGuard(Arc<AtomicUsize>);
+/// Counts a connection of a thread, and keeps its place, for as long as it lives.
+struct OpenGuard {
+    open: Arc<AtomicUsize>,
+    _place: OwnedSemaphorePermit,
+}
 
 impl Drop for OpenGuard {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -49,6 +49,7 @@ fn start(threads: u16) -> Server {
         streams: u32::MAX,
         ping_interval: Duration::from_secs(7200),
         ping_timeout: Duration::from_secs(20),
+        connections: 7,
     };
     let mut serving = Serving::start(threads, &handler, limits, draining).unwrap();
     let listener = Listener::bind_tcp("127.0.0.1:0", ListenOptions::default()).unwrap();
@@ -90,6 +91,30 @@ async fn connections_are_dealt_out_evenly() {
     }
     served.sort();
     assert_eq!(served, ["0", "0", "1", "1", "2", "2"]);
+    tokio::task::spawn_blocking(move || server.serving.join(Duration::ZERO))
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn connections_past_the_limit_wait_until_others_end() {
+    let server = start(2);
+    let mut kept = Vec::new();
+    for _ in 0..7 {
+        let mut sender = connect(server.address).await;
+        get(&mut sender, "/").await.unwrap();
+        kept.push(sender);
+    }
+    let address = server.address;
+    let eighth = tokio::spawn(async move {
+        let mut sender = connect(address).await;
+        get(&mut sender, "/").await
+    });
+    // Served only when one of the others is gone.
+    tokio::task::yield_now().await;
+    assert!(!eighth.is_finished());
+    drop(kept.pop());
+    assert!(eighth.await.unwrap().is_ok());
     tokio::task::spawn_blocking(move || server.serving.join(Duration::ZERO))
         .await
         .unwrap();
