@@ -149,14 +149,14 @@ impl Committer {
     ///
     /// # Panics
     ///
-    /// If one is running, or its revision is not in the file yet.
+    /// If one is running, or its mark is not in the file yet.
     pub fn begin_compaction(&mut self, job: CompactionJob) {
         assert!(
             self.running.is_none(),
             "compactions run one after the other"
         );
         assert!(
-            job.revision <= self.boundary.revision,
+            job.index <= self.boundary.index,
             "a compaction's mark is in the file before its deletions"
         );
         let next = Revision { main: 0, sub: 0 };

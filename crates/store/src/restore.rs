@@ -155,6 +155,7 @@ pub fn open_db(db: Db, path: Option<&Path>, options: &OpenOptions) -> Result<Ope
             revision: meta.scheduled,
             previous: meta.finished,
             remember_hash: false,
+            index: meta.index,
             keeps_any: true,
             dead: Vec::new(),
         });

@@ -283,6 +283,19 @@ fn a_compaction_that_was_interrupted_is_finished_at_the_next_start() {
     assert!(stops >= 2, "it took several transactions");
 }
 
+#[test]
+#[should_panic(expected = "a compaction's mark is in the file before its deletions")]
+fn nothing_is_removed_before_the_file_knows_of_the_compaction() {
+    let mut rig = Rig::new();
+    rig.put("a", b"1");
+    rig.put("a", b"2");
+    rig.commit();
+    let revision = rig.store.shared().revision();
+    assert!(rig.compact(revision));
+    let job = pruned(&mut rig).unwrap();
+    rig.committer.begin_compaction(job);
+}
+
 fn pruned(rig: &mut Rig) -> Option<keelson_store::CompactionJob> {
     loop {
         match rig.store.compact_slice() {

@@ -259,7 +259,7 @@ impl Run {
             let expected = &self.model.leases[&id.0];
             assert_eq!(lease.ttl(), expected.ttl);
             assert_eq!(lease.remaining_ttl(), expected.remaining);
-            let keys: Vec<&[u8]> = lease.keys().into_iter().map(|key| &key[..]).collect();
+            let keys: Vec<&[u8]> = lease.keys().into_iter().collect();
             let expected = self.model.keys_of(id.0);
             let expected: Vec<&[u8]> = expected.iter().map(|key| key.as_bytes()).collect();
             assert_eq!(keys, expected);

@@ -22,7 +22,7 @@ use prost::Message as _;
 use rig::Rig;
 
 const KEYS: u64 = 40;
-const CHANGES: i64 = 3_000;
+const CHANGES: i64 = 6_000;
 const READERS: u64 = 3;
 
 /// The state after each revision: key to the revision of its value.
@@ -263,6 +263,15 @@ impl Drop for Alarm<'_> {
     }
 }
 
+/// Ends the readers, also when the writer panics.
+struct Done<'a>(&'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn readers_see_their_revision_whatever_the_writer_does() {
     let model = Model::new();
@@ -289,8 +298,8 @@ fn readers_see_their_revision_whatever_the_writer_does() {
                     start.wait();
                     while !stop.load(Ordering::Relaxed) {
                         match random(&mut reader.state) % 8 {
-                            0 => reader.hash(),
-                            1 | 2 => reader.history(),
+                            0..3 => reader.hash(),
+                            3 => reader.history(),
                             _ => reader.range(),
                         }
                     }
@@ -299,8 +308,9 @@ fn readers_see_their_revision_whatever_the_writer_does() {
             })
             .collect();
         start.wait();
+        let done = Done(&stop);
         write(&mut rig, &model, &failed);
-        stop.store(true, Ordering::Relaxed);
+        drop(done);
         for reader in readers {
             let (hashes, answers) = reader.join().unwrap();
             assert!(answers > 50, "{answers} answers");
