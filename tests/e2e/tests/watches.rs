@@ -35,17 +35,17 @@ async fn a_watch_sees_whole_revisions_with_what_was_before() {
     let past = Watch::prefix("w/").start_revision(2).prev_kv();
     let mut watcher = client.watch(past).await.unwrap();
     let mut deletions = client.watch(Watch::prefix("w/").no_puts()).await.unwrap();
-    let txn = Txn::new()
-        .then(Delete::key("w/a"))
-        .then(Put::new("w/b", "2"));
-    client.txn(txn).await.unwrap();
-
     let first = timeout(PATIENCE, watcher.next()).await.unwrap().unwrap();
     let first = first.unwrap();
     assert_eq!(
         (first.events.len(), first.events[0].prev_kv.is_none()),
         (1, true)
     );
+    let txn = Txn::new()
+        .then(Delete::key("w/a"))
+        .then(Put::new("w/b", "2"));
+    client.txn(txn).await.unwrap();
+
     let second = timeout(PATIENCE, watcher.next()).await.unwrap().unwrap();
     let second = second.unwrap().events;
     assert_eq!(second.len(), 2);
