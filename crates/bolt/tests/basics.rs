@@ -241,6 +241,7 @@ fn growth_past_the_limit_is_refused_and_harms_nothing() {
         .put(b"k", &[1; 10_000])
         .unwrap();
     tx.commit().unwrap();
+    assert_eq!(check(&db.begin_read().unwrap()), []);
 }
 
 #[test]

@@ -117,7 +117,7 @@ impl Store {
             return Ok(done(self.delete_range(delete, wanted)));
         }
         if let Some(compaction) = &request.compaction {
-            return self.compact(compaction);
+            return self.compact(entry, compaction);
         }
         if let Some(grant) = &request.lease_grant {
             return self.within_quota(request, |store| store.lease_grant(grant));
@@ -193,15 +193,16 @@ impl Store {
     fn txn(&mut self, txn: &TxnRequest, wanted: bool) -> Result<Outcome, Failure> {
         let before = self.revision;
         let done = txn::run(self, txn, wanted)?;
+        let oldest = done.oldest_read.map_or(before, |main| main.min(before));
         Ok(Outcome::Txn {
             revision: done.revision,
             succeeded: done.succeeded,
-            pin: wanted.then(|| self.shared.pin(before)),
+            pin: wanted.then(|| self.shared.pin(oldest)),
             ops: done.ops,
         })
     }
 
-    fn compact(&mut self, request: &CompactionRequest) -> Result<Applied, Failure> {
+    fn compact(&mut self, entry: &Entry, request: &CompactionRequest) -> Result<Applied, Failure> {
         let to = request.revision;
         if to <= self.compact_revision {
             return Err(ApiError::Compacted.into());
@@ -214,6 +215,7 @@ impl Store {
             revision: to,
             previous,
             remember_hash: !self.is_compacting(),
+            index: entry.index,
             keeps_any: self.keeps_any(to),
             dead: Vec::new(),
         });

@@ -41,6 +41,7 @@ pub struct Committer {
     shared: Arc<Shared>,
     boundary: Boundary,
     running: Option<RunningJob>,
+    window_bytes_max: u64,
 }
 
 /// A compaction on its way through the file.
@@ -82,9 +83,16 @@ impl Committer {
             shared,
             boundary,
             running: None,
+            window_bytes_max: WINDOW_BYTES_MAX,
         };
         committer.publish_sizes();
         committer
+    }
+
+    /// Says how many bytes of what is in the file stay in memory too, for watchers that lag; 16 MiB
+    /// unless this is called. It counts from the next commit on.
+    pub fn set_window_bytes(&mut self, bytes_max: u64) {
+        self.window_bytes_max = bytes_max;
     }
 
     /// What the file holds now.
@@ -131,7 +139,7 @@ impl Committer {
         self.boundary = boundary.clone();
         let durable = self.durable()?;
         self.shared
-            .change_view(|view| view.after_commit(&durable, WINDOW_BYTES_MAX));
+            .change_view(|view| view.after_commit(&durable, self.window_bytes_max));
         self.shared.take_sealed_bytes(sealed.bytes());
         self.publish_sizes();
         Ok(durable)
@@ -141,14 +149,14 @@ impl Committer {
     ///
     /// # Panics
     ///
-    /// If one is running, or its revision is not in the file yet.
+    /// If one is running, or its mark is not in the file yet.
     pub fn begin_compaction(&mut self, job: CompactionJob) {
         assert!(
             self.running.is_none(),
             "compactions run one after the other"
         );
         assert!(
-            job.revision <= self.boundary.revision,
+            job.index <= self.boundary.index,
             "a compaction's mark is in the file before its deletions"
         );
         let next = Revision { main: 0, sub: 0 };

@@ -12,6 +12,8 @@
 
 use std::collections::VecDeque;
 
+use keelson_proto::ids::LogIndex;
+
 use crate::Revision;
 use crate::index::{IndexWriter, Progress, Pruner};
 
@@ -27,6 +29,8 @@ pub struct CompactionJob {
     pub previous: i64,
     /// Whether the hash may be remembered: the compaction before had finished when this one came.
     pub remember_hash: bool,
+    /// The entry that scheduled it: once the file holds this, it holds the mark.
+    pub(crate) index: LogIndex,
     /// Whether anything at or below the compact revision stays: etcd's hash asks what stays only
     /// then.
     pub(crate) keeps_any: bool,

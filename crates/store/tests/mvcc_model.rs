@@ -16,7 +16,7 @@ use keelson_proto::rpc::etcdserverpb::{
 };
 use keelson_proto::rpc::mvccpb::KeyValue;
 use keelson_store::range::ReadAt;
-use keelson_store::{OpOutcome, Outcome, hash};
+use keelson_store::{OpOutcome, Outcome, Slice, hash};
 use proptest::prelude::*;
 use rig::Rig;
 
@@ -523,4 +523,46 @@ proptest! {
             run.step(step);
         }
     }
+}
+
+#[test]
+fn a_range_at_an_old_revision_in_a_transaction_holds_compaction_back() {
+    let mut rig = Rig::new();
+    let old = rig.put("a", b"old");
+    rig.put("a", b"new");
+    let range = RangeRequest {
+        key: Bytes::from_static(b"a"),
+        revision: old,
+        ..Default::default()
+    };
+    let inner = TxnRequest {
+        success: vec![RequestOp {
+            request: Some(Request::RequestRange(range.clone())),
+        }],
+        ..Default::default()
+    };
+    let request = InternalRaftRequest {
+        txn: Some(TxnRequest {
+            success: vec![RequestOp {
+                request: Some(Request::RequestTxn(inner)),
+            }],
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let Outcome::Txn { ops, pin, .. } = rig.outcome(&request) else {
+        panic!()
+    };
+    assert!(rig.compact(old + 1));
+    assert!(matches!(rig.store.compact_slice(), Slice::Held));
+    let OpOutcome::Txn { ops, .. } = &ops[0] else {
+        panic!()
+    };
+    let OpOutcome::Range { at, header } = ops[0] else {
+        panic!()
+    };
+    let answer = rig.range_at(&range, ReadAt::InTxn { at, header }).unwrap();
+    assert_eq!(answer.kvs[0].value, Bytes::from_static(b"old"));
+    drop(pin);
+    rig.finish_compactions();
 }

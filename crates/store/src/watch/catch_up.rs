@@ -10,8 +10,8 @@ use crate::{Error, EventRecord, Record, Revision, Shared};
 /// Main revisions that one chunk of history spans, at most.
 const MAINS_MAX: usize = 1_000;
 
-/// Bytes of records that one scan reads, about.
-const SCAN_BYTES_MAX: usize = 1 << 20;
+/// Bytes of records that one scan, or the history of one key, reads at once, about.
+const SCAN_BYTES_MAX: usize = 4 << 20;
 
 /// What to fetch for one watcher.
 #[derive(Clone, Debug)]
@@ -101,9 +101,16 @@ fn one_key(shared: &Arc<Shared>, job: &Job) -> Result<Fetched, Error> {
     let view = shared.view();
     let mut events = Vec::with_capacity(places.len());
     let mut missing = false;
+    let (mut bytes_read, mut last) = (0, 0);
     for (revision, tombstone) in places {
+        if revision.main != last && bytes_read > SCAN_BYTES_MAX {
+            cut = Some(revision.main - 1);
+            break;
+        }
+        last = revision.main;
         match view.event(revision, tombstone)? {
             Some(bytes) => {
+                bytes_read += bytes.len();
                 let event = EventRecord {
                     revision,
                     record: Record { bytes, tombstone },

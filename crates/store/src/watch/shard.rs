@@ -95,6 +95,9 @@ struct Watcher {
     spec: Spec,
     /// The next revision that it needs.
     next: i64,
+    /// The first revision at which progress may be told: the start that was asked for, 0 for a
+    /// watcher from now on.
+    progress_from: i64,
     phase: Phase,
     /// Whether it got anything since progress was last told.
     active: bool,
@@ -158,9 +161,34 @@ impl Shard {
         self.last
     }
 
-    /// Takes in a watcher. One that starts at or before the shard's revision lags until it has
-    /// caught up.
+    /// Takes in a watcher whose client named a start revision. One that starts at or before the
+    /// shard's revision lags until it has caught up; 0 is the beginning of history.
     pub fn add(&mut self, stream: StreamId, watch_id: i64, spec: Spec) -> Handle {
+        let progress_from = spec.start;
+        self.add_watcher(stream, watch_id, spec, progress_from)
+    }
+
+    /// Takes in a watcher whose client named no start revision: it starts behind `now`, the
+    /// published revision, whatever `spec` says. Unlike one that waits for a revision to come, it
+    /// can be told of progress at once.
+    pub fn add_from_now(
+        &mut self,
+        stream: StreamId,
+        watch_id: i64,
+        spec: Spec,
+        now: i64,
+    ) -> Handle {
+        let start = now + 1;
+        self.add_watcher(stream, watch_id, Spec { start, ..spec }, 0)
+    }
+
+    fn add_watcher(
+        &mut self,
+        stream: StreamId,
+        watch_id: i64,
+        spec: Spec,
+        progress_from: i64,
+    ) -> Handle {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot::default());
             u32::try_from(self.slots.len() - 1).expect("fewer watchers than 2^32")
@@ -183,6 +211,7 @@ impl Shard {
             target,
             spec,
             next,
+            progress_from,
             phase,
             active: false,
         });
@@ -366,12 +395,18 @@ impl Shard {
         })
     }
 
-    /// Whether a watcher has everything up to [`Shard::last`], and its start is not in the future:
-    /// then progress can be told of it.
+    /// Whether a watcher has everything up to [`Shard::last`], and does not wait for a revision
+    /// that is still to come: then progress can be told of it.
+    ///
+    /// # Source
+    ///
+    /// `progressIfSync` of etcd 3.7 (server/storage/mvcc/watchable_store.go).
     #[must_use]
     pub fn is_complete(&self, handle: Handle) -> bool {
         self.watcher(handle).is_some_and(|watcher| {
-            watcher.phase == Phase::Synced && watcher.spec.start <= self.last + 1
+            watcher.phase == Phase::Synced
+                && watcher.progress_from <= self.last
+                && watcher.spec.start <= self.last + 1
         })
     }
 
@@ -379,11 +414,8 @@ impl Shard {
     /// was last asked.
     pub fn progress_due(&mut self, handle: Handle) -> bool {
         let complete = self.is_complete(handle);
-        let last = self.last;
-        self.watcher_mut(handle).is_some_and(|watcher| {
-            let quiet = !std::mem::take(&mut watcher.active);
-            quiet && complete && watcher.spec.start <= last
-        })
+        self.watcher_mut(handle)
+            .is_some_and(|watcher| !std::mem::take(&mut watcher.active) && complete)
     }
 
     fn watcher(&self, handle: Handle) -> Option<&Watcher> {

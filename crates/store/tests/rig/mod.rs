@@ -1,16 +1,18 @@
 //! A store over an engine in memory, driven entry by entry.
 
 use bytes::{Bytes, BytesMut};
-use keelson_bolt::{Db, MemStorage};
+use keelson_bolt::{Db, MemStorage, Storage};
 use keelson_proto::ApiError;
 use keelson_proto::entry::{Entry, EntryKind};
 use keelson_proto::ids::{LogIndex, Term};
 use keelson_proto::request;
-use keelson_proto::rpc::etcdserverpb::{InternalRaftRequest, RangeRequest, RangeResponse};
+use keelson_proto::rpc::etcdserverpb::{
+    CompactionRequest, InternalRaftRequest, PutRequest, RangeRequest, RangeResponse,
+};
 use keelson_store::range::{self, PlanError, Progress, ReadAt};
 use keelson_store::{
     Answer, Applied, Committer, Durable, JobProgress, OpenOptions, Outcome, Quota, Slice, Store,
-    open_db,
+    open_db, schema,
 };
 use prost::Message as _;
 
@@ -19,6 +21,14 @@ pub(crate) struct Rig {
     pub(crate) committer: Committer,
     storage: MemStorage,
 }
+
+/// No test uses everything of the rig, so all of it counts as used here.
+const _: () = {
+    let _ = (Rig::new, Rig::open, Rig::open_on, Rig::restart);
+    let _ = (Rig::apply, Rig::outcome, Rig::put, Rig::compact);
+    let _ = (Rig::commit, Rig::finish_compactions, Rig::rows, Rig::disk);
+    let _ = (Rig::range, Rig::range_at);
+};
 
 fn options() -> OpenOptions {
     OpenOptions {
@@ -34,8 +44,14 @@ impl Rig {
     }
 
     pub(crate) fn open(storage: MemStorage) -> Rig {
-        let db = Db::open_storage(Box::new(storage.clone()), options().bolt).unwrap();
+        Rig::open_on(Box::new(storage.clone()), storage)
+    }
+
+    /// Over `engine`, which writes to `storage`.
+    pub(crate) fn open_on(engine: Box<dyn Storage>, storage: MemStorage) -> Rig {
+        let db = Db::open_storage(engine, options().bolt).unwrap();
         let opened = open_db(db, None, &options()).unwrap();
+        assert_eq!((opened.missing_leases, opened.stray_tombstones), (0, 0));
         Rig {
             store: opened.store,
             committer: opened.committer,
@@ -62,6 +78,39 @@ impl Rig {
         self.store.apply(&entry, Answer::Wanted).unwrap()
     }
 
+    pub(crate) fn put(&mut self, key: &str, value: &[u8]) -> i64 {
+        let put = PutRequest {
+            key: Bytes::copy_from_slice(key.as_bytes()),
+            value: Bytes::copy_from_slice(value),
+            ..Default::default()
+        };
+        let request = InternalRaftRequest {
+            put: Some(put),
+            ..Default::default()
+        };
+        match self.outcome(&request) {
+            Outcome::Put { revision, .. } => revision,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Schedules a compaction; whether it was accepted.
+    pub(crate) fn compact(&mut self, revision: i64) -> bool {
+        let compaction = CompactionRequest {
+            revision,
+            ..Default::default()
+        };
+        let request = InternalRaftRequest {
+            compaction: Some(compaction),
+            ..Default::default()
+        };
+        match self.outcome(&request) {
+            Outcome::Compact { .. } => true,
+            Outcome::Refused(_) => false,
+            other => panic!("{other:?}"),
+        }
+    }
+
     pub(crate) fn outcome(&mut self, request: &InternalRaftRequest) -> Outcome {
         self.apply(request).outcome
     }
@@ -69,6 +118,26 @@ impl Rig {
     pub(crate) fn commit(&mut self) -> Durable {
         let sealed = self.store.seal();
         self.committer.commit(&sealed).unwrap()
+    }
+
+    /// What the engine writes to.
+    pub(crate) fn disk(&self) -> &MemStorage {
+        &self.storage
+    }
+
+    /// Every row of the file, by bucket.
+    pub(crate) fn rows(&self) -> Vec<(&'static str, Vec<u8>, Vec<u8>)> {
+        let read = self.committer.durable().unwrap().read;
+        let mut rows = Vec::new();
+        for name in schema::BUCKETS {
+            let mut cursor = read.bucket(name.as_bytes()).unwrap().unwrap().cursor();
+            let mut row = cursor.first().unwrap();
+            while let Some((key, value)) = row {
+                rows.push((name, key.to_vec(), value.unwrap().to_vec()));
+                row = cursor.next().unwrap();
+            }
+        }
+        rows
     }
 
     /// Carries every compaction that was asked for to its end.
