@@ -132,15 +132,17 @@ impl Model {
                 request.max_mod_revision,
             ) && within(kv.create_revision, request.min_create_revision, 0)
         });
-        match target {
-            SortTarget::Key => {}
-            SortTarget::Version => kvs.sort_by_key(|kv| kv.version),
-            SortTarget::Create => kvs.sort_by_key(|kv| kv.create_revision),
-            SortTarget::Mod => kvs.sort_by_key(|kv| kv.mod_revision),
-            SortTarget::Value => kvs.sort_by(|a, b| a.value.cmp(&b.value)),
-        }
-        if order == SortOrder::Descend {
-            kvs.reverse();
+        // Rows that compare equal stay in key order, whichever way the sort goes.
+        let ascending = |a: &KeyValue, b: &KeyValue| match target {
+            SortTarget::Key => a.key.cmp(&b.key),
+            SortTarget::Version => a.version.cmp(&b.version),
+            SortTarget::Create => a.create_revision.cmp(&b.create_revision),
+            SortTarget::Mod => a.mod_revision.cmp(&b.mod_revision),
+            SortTarget::Value => a.value.cmp(&b.value),
+        };
+        match order {
+            SortOrder::Descend => kvs.sort_by(|a, b| ascending(b, a)),
+            SortOrder::None | SortOrder::Ascend => kvs.sort_by(ascending),
         }
         if limit > 0 && kvs.len() > limit {
             kvs.truncate(limit);
