@@ -382,20 +382,20 @@ impl Applier {
     }
 
     /// Sends off what a batch has come to. Nothing here waits for the file.
+    ///
+    /// Consensus hears of it first: whoever is answered may propose a configuration change at once,
+    /// which raft drops while it thinks that the one before is not applied.
     fn finish_batch(&mut self) {
-        self.outbox.send(&*self.links.replies);
-        if let Some(events) = self.store.take_events() {
-            self.links.watchers.events(events);
-        }
         let (index, _) = self.store.applied();
         if index > self.reported {
             self.reported = index;
             let wake = || self.links.awaits_apply.load(Ordering::SeqCst);
-            drop(
-                self.links
-                    .consensus
-                    .push_quietly(Input::Applied { index }, 0, wake),
-            );
+            let applied = Input::Applied { index };
+            drop(self.links.consensus.push_quietly(applied, 0, wake));
+        }
+        self.outbox.send(&*self.links.replies);
+        if let Some(events) = self.store.take_events() {
+            self.links.watchers.events(events);
         }
     }
 

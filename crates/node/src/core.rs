@@ -334,6 +334,11 @@ impl Core {
     }
 
     fn step(&mut self, message: Message) {
+        if message.kind == MessageKind::Snap {
+            // There is nobody yet who would put the snapshot's file in place.
+            tracing::warn!(from = %message.from, "dropped a snapshot of another member");
+            return;
+        }
         if !self.takes_part() {
             if self.early.len() < EARLY_MAX {
                 self.early.push(message);
