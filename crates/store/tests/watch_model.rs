@@ -642,7 +642,7 @@ fn a_chunk_of_history_is_bounded_in_bytes() {
                 panic!()
             };
             let bytes: usize = events.iter().map(|event| event.record.bytes.len()).sum();
-            assert!(bytes <= (1 << 20) + 400_000, "{bytes}");
+            assert!(bytes <= (4 << 20) + 400_000, "{bytes}");
             seen.extend(events.iter().map(|event| event.revision.main));
             shard.fetched(chunk.target.handle, upto, true);
         }
