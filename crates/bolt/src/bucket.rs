@@ -4,7 +4,7 @@ use crate::cursor::Cursor;
 use crate::node::Child;
 use crate::page::u64_at;
 use crate::source::{BucketId, ReadRoot, Source};
-use crate::{Damage, Error, PageId};
+use crate::{Damage, Error, MAX_NESTING, PageId};
 
 /// Bytes of the header in front of a bucket's value.
 pub(crate) const BUCKET_HEADER: usize = 16;
@@ -50,6 +50,7 @@ pub struct Bucket<'tx> {
     sequence: u64,
     /// Its place among the open buckets of a write transaction.
     open: Option<BucketId>,
+    nesting: usize,
 }
 
 impl<'tx> Bucket<'tx> {
@@ -60,6 +61,7 @@ impl<'tx> Bucket<'tx> {
             root: ReadRoot::Tree(Child::Page(root)),
             sequence,
             open: None,
+            nesting: 0,
         }
     }
 
@@ -71,6 +73,7 @@ impl<'tx> Bucket<'tx> {
             root: open.read_root(),
             sequence: open.sequence,
             open: Some(id),
+            nesting: open.nesting,
         }
     }
 
@@ -88,7 +91,8 @@ impl<'tx> Bucket<'tx> {
     /// The nested bucket `name`. `None` if there is none, or if it is a value.
     ///
     /// # Errors
-    /// `Corrupt` if a page on the way is damaged.
+    /// `Corrupt` if a page on the way is damaged; `TooDeep` where a damaged file has a bucket inside
+    /// of itself, so that going into nested buckets ends.
     pub fn bucket(&self, name: &[u8]) -> Result<Option<Bucket<'tx>>, Error> {
         if let Some(id) = self.open
             && let Some(child) = self.source.open(id).children.get(name)
@@ -102,6 +106,10 @@ impl<'tx> Bucket<'tx> {
         else {
             return Ok(None);
         };
+        if self.nesting >= MAX_NESTING {
+            // Most likely a bucket that is inside of itself.
+            return Err(Error::TooDeep);
+        }
         let header = BucketHeader::read(element.value, PageId(0))?;
         let root = match header.inline {
             Some(page) => ReadRoot::Inline(page),
@@ -112,6 +120,7 @@ impl<'tx> Bucket<'tx> {
             root,
             sequence: header.sequence,
             open: None,
+            nesting: self.nesting + 1,
         }))
     }
 

@@ -100,9 +100,9 @@ impl WriteTx<'_> {
             return Ok(());
         }
         let storage = &self.shared.storage;
-        let mapped = storage.mapped();
+        let mapped = storage.map_len(wanted);
         let len = if mapped <= GROW_STEP {
-            mapped.max(wanted)
+            mapped
         } else {
             wanted + GROW_STEP
         };

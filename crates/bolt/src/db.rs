@@ -313,7 +313,7 @@ impl Db {
             page_size: shared.page_size,
             high_water: meta.high_water,
         };
-        meta.tx_id = TxId(meta.tx_id.0 + 1);
+        meta.tx_id = TxId(meta.tx_id.0.checked_add(1).ok_or(Error::InvalidDatabase)?);
         Ok(WriteTx {
             shared,
             writer,

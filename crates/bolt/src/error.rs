@@ -126,6 +126,9 @@ pub enum Damage {
         /// The element's place in the page.
         index: usize,
     },
+    /// Elements share bytes.
+    #[error("elements overlap")]
+    Overlap,
     /// A branch page without children.
     #[error("branch page without elements")]
     EmptyBranch,

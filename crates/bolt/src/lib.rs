@@ -3,6 +3,24 @@
 //! One file, one writer, any number of readers; a commit is durable and all or nothing. The file
 //! is readable by bbolt and the other way round. See the crate's README for how it is put together
 //! and `docs/format/bolt.md` for the format.
+//!
+//! ```
+//! use keelson_bolt::{Db, MemStorage, Options};
+//!
+//! # fn main() -> Result<(), keelson_bolt::Error> {
+//! // `Db::open` does the same with a file.
+//! let db = Db::open_storage(Box::new(MemStorage::new()), Options::default())?;
+//! let mut tx = db.begin_write()?;
+//! let mut fruit = tx.create_bucket_if_not_exists(b"fruit")?;
+//! fruit.put(b"apple", b"red")?;
+//! tx.commit()?;
+//!
+//! let tx = db.begin_read()?;
+//! let fruit = tx.bucket(b"fruit")?.expect("it was committed");
+//! assert_eq!(fruit.get(b"apple")?, Some(&b"red"[..]));
+//! # Ok(())
+//! # }
+//! ```
 
 mod arena;
 mod bucket;

@@ -7,7 +7,7 @@ use crate::page::{
     ELEMENT, ELEMENT_BUCKET, FLAG_BRANCH, FLAG_LEAF, LeafElement, MAX_ELEMENTS, PAGE_HEADER, Page,
     Writer,
 };
-use crate::{Error, PageId};
+use crate::{Damage, Error, PageId};
 
 /// Fewest elements on each side of a split.
 const MIN_SPLIT: usize = 2;
@@ -100,12 +100,17 @@ impl Node {
             });
         }
         let from = (page.id.0 != 0).then_some((page.id, page.overflow));
-        Ok(Node {
+        let node = Node {
             page: from,
             leaf: page.leaf,
             unbalanced: false,
             items,
-        })
+        };
+        if node.size() > bytes.len() {
+            // Written out, elements that share bytes could take any amount of memory.
+            return Err(Error::corrupt(page.id, Damage::Overlap));
+        }
+        Ok(node)
     }
 
     /// Bytes that it takes in the file.

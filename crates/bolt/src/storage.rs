@@ -85,8 +85,9 @@ pub trait Storage: Send + Sync {
     /// What the system answers.
     fn view(&self, len: u64) -> io::Result<Arc<dyn View>>;
 
-    /// How many bytes are mapped; decides by how much the file grows (formats 1.9).
-    fn mapped(&self) -> u64;
+    /// How many bytes a view of the first `len` bytes maps; decides by how much the file grows
+    /// (formats 1.9).
+    fn map_len(&self, len: u64) -> u64;
 }
 
 /// A file: pwrite, fdatasync, and a shared read-only map.
@@ -201,15 +202,19 @@ impl Storage for FileStorage {
         if let Some(map) = held.as_ref().filter(|map| map.len() >= len) {
             return Ok(map.clone());
         }
-        // Never longer than what can be mapped: at first as asked, then as it grows.
         let size = map_size(len.max(self.initial_map_size));
         let map = Arc::new(FileMap::new(&self.file, size)?);
         *held = Some(map.clone());
         Ok(map)
     }
 
-    fn mapped(&self) -> u64 {
-        lock(&self.map).as_ref().map_or(0, |map| map.len())
+    fn map_len(&self, len: u64) -> u64 {
+        let held = lock(&self.map).as_ref().map_or(0, |map| map.len());
+        if held >= len {
+            held
+        } else {
+            map_size(len.max(self.initial_map_size))
+        }
     }
 }
 

@@ -11,6 +11,13 @@ use crate::page::Pages;
 use crate::storage::View;
 use crate::{Damage, Error, MAX_DEPTH, PageId, TxId};
 
+/// From so many elements on a leaf is looked at for being cut in two.
+const HALVE_AT: usize = 512;
+/// It is looked at when its length is a multiple of this.
+const HALVE_STEP: usize = 64;
+/// A leaf of fewer pages is left as it is.
+const HALVE_PAGES: usize = 8;
+
 /// The pages that a write transaction started from.
 pub(crate) struct Base {
     pub(crate) view: Arc<dyn View>,
@@ -74,16 +81,23 @@ impl Forest {
         }
     }
 
-    /// The leaf in which `key` belongs, with every node on the way decoded.
-    fn leaf_for(&mut self, root: &mut Child, key: &[u8]) -> Result<NodeId, Error> {
+    /// The leaf in which `key` belongs, with every node on the way decoded, and its place in its
+    /// parent if it is not the root.
+    fn leaf_for(
+        &mut self,
+        root: &mut Child,
+        key: &[u8],
+    ) -> Result<(NodeId, Option<(NodeId, usize)>), Error> {
         let mut id = self.node(*root)?;
+        let mut parent = None;
         *root = Child::Node(id);
         for _ in 0..MAX_DEPTH {
             let node = self.arena.get(id);
             if node.leaf {
-                return Ok(id);
+                return Ok((id, parent));
             }
             let index = node.child_for(key);
+            parent = Some((id, index));
             id = self.open_child(id, index)?;
         }
         Err(Error::corrupt(PageId(0), Damage::Loop))
@@ -94,8 +108,8 @@ impl Forest {
     /// # Errors
     /// `IncompatibleValue` if that would make a bucket a value or a value a bucket.
     pub(crate) fn put(&mut self, root: &mut Child, key: &[u8], body: Body) -> Result<(), Error> {
-        let leaf = self.leaf_for(root, key)?;
-        let leaf = self.arena.get_mut(leaf);
+        let (id, parent) = self.leaf_for(root, key)?;
+        let leaf = self.arena.get_mut(id);
         match leaf.search(key) {
             Ok(index) => {
                 let old = &mut leaf.items[index].body;
@@ -105,19 +119,62 @@ impl Forest {
                 *old = body;
             }
             Err(index) => {
-                let item = Item {
-                    key: Bytes::copy_from_slice(key),
-                    body,
-                };
-                leaf.items.insert(index, item);
+                let key = Bytes::copy_from_slice(key);
+                let len = leaf.items.len();
+                leaf.items.insert(index, Item { key, body });
+                // Nodes are cut into pages at the commit. Until then a leaf may grow at its end
+                // as it likes, but every insertion before that moves what comes after.
+                if index < len && len >= HALVE_AT && len.is_multiple_of(HALVE_STEP) {
+                    self.halve(root, id, parent);
+                }
             }
         }
         Ok(())
     }
 
+    /// Cuts a leaf of many pages in two.
+    fn halve(&mut self, root: &mut Child, id: NodeId, parent: Option<(NodeId, usize)>) {
+        let page_size = self.base.page_size as usize;
+        let leaf = self.arena.get_mut(id);
+        if leaf.size() < HALVE_PAGES * page_size {
+            return;
+        }
+        let items = leaf.items.split_off(leaf.items.len() / 2);
+        let left = leaf.items[0].key.clone();
+        let key = items[0].key.clone();
+        let unbalanced = leaf.unbalanced;
+        let right = self.arena.add(Node {
+            page: None,
+            leaf: true,
+            unbalanced,
+            items,
+        });
+        let right = Item {
+            key,
+            body: Body::Child(Child::Node(right)),
+        };
+        match parent {
+            Some((parent, index)) => self.arena.get_mut(parent).items.insert(index + 1, right),
+            None => {
+                let left = Item {
+                    key: left,
+                    body: Body::Child(Child::Node(id)),
+                };
+                let items = vec![left, right];
+                let branch = Node {
+                    page: None,
+                    leaf: false,
+                    unbalanced: false,
+                    items,
+                };
+                *root = Child::Node(self.arena.add(branch));
+            }
+        }
+    }
+
     /// Removes `key`, if it is there.
     pub(crate) fn remove(&mut self, root: &mut Child, key: &[u8]) -> Result<(), Error> {
-        let leaf = self.leaf_for(root, key)?;
+        let (leaf, _) = self.leaf_for(root, key)?;
         let leaf = self.arena.get_mut(leaf);
         if let Ok(index) = leaf.search(key) {
             leaf.items.remove(index);

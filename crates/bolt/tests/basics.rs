@@ -1,7 +1,7 @@
 //! What every user of the engine relies on.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use keelson_bolt::{Db, Error, FreelistKind, MemStorage, Options};
+use keelson_bolt::{Db, Error, FreelistKind, MAX_NESTING, MemStorage, Options, check, compact};
 
 fn open(storage: &MemStorage) -> Db {
     Db::open_storage(Box::new(storage.clone()), Options::default()).unwrap()
@@ -241,4 +241,139 @@ fn growth_past_the_limit_is_refused_and_harms_nothing() {
         .put(b"k", &[1; 10_000])
         .unwrap();
     tx.commit().unwrap();
+    assert_eq!(check(&db.begin_read().unwrap()), []);
+}
+
+#[test]
+fn buckets_nest_up_to_the_bound_and_not_deeper() {
+    let storage = MemStorage::new();
+    let db = open(&storage);
+    let names = vec![&b"n"[..]; MAX_NESTING];
+    let mut tx = db.begin_write().unwrap();
+    tx.create_bucket(b"n").unwrap();
+    for depth in 1..MAX_NESTING {
+        tx.bucket_path_mut(&names[..depth])
+            .unwrap()
+            .create_bucket(b"n")
+            .unwrap();
+    }
+    let mut last = tx.bucket_path_mut(&names).unwrap();
+    assert!(matches!(last.create_bucket(b"n"), Err(Error::TooDeep)));
+    last.put(b"k", b"v").unwrap();
+    tx.commit().unwrap();
+
+    let copy = open(&MemStorage::new());
+    compact(&db, &copy, 1000, 1.0).unwrap();
+    for db in [&db, &copy] {
+        let tx = db.begin_read().unwrap();
+        assert_eq!(check(&tx), []);
+        let mut bucket = tx.bucket(b"n").unwrap().unwrap();
+        for _ in 1..MAX_NESTING {
+            bucket = bucket.bucket(b"n").unwrap().unwrap();
+        }
+        assert_eq!(bucket.get(b"k").unwrap(), Some(&b"v"[..]));
+    }
+    let mut tx = db.begin_write().unwrap();
+    tx.delete_bucket(b"n").unwrap();
+    tx.commit().unwrap();
+    let tx = db.begin_read().unwrap();
+    assert_eq!(check(&tx), []);
+    assert!(tx.cursor().first().unwrap().is_none());
+}
+
+#[test]
+fn a_reader_keeps_its_state_while_the_file_grows_and_pages_are_reused() {
+    let dir = tempfile::tempdir().unwrap();
+    let db = Db::open(&dir.path().join("db"), Options::default()).unwrap();
+    let mut tx = db.begin_write().unwrap();
+    let mut bucket = tx.create_bucket(b"a").unwrap();
+    for i in 0..500u32 {
+        bucket.put(&i.to_be_bytes(), &[0; 100]).unwrap();
+    }
+    tx.commit().unwrap();
+    let reader = db.begin_read().unwrap();
+    for round in 1..60u8 {
+        let mut tx = db.begin_write().unwrap();
+        let mut bucket = tx.bucket_mut(b"a").unwrap();
+        for i in 0..500u32 {
+            bucket.put(&i.to_be_bytes(), &[round; 100]).unwrap();
+        }
+        bucket.put(&[round], &[round; 50_000]).unwrap();
+        tx.commit().unwrap();
+    }
+    let read = |tx: &keelson_bolt::ReadTx, want: u8| {
+        let bucket = tx.bucket(b"a").unwrap().unwrap();
+        for i in 0..500u32 {
+            assert_eq!(
+                bucket.get(&i.to_be_bytes()).unwrap(),
+                Some(&[want; 100][..])
+            );
+        }
+    };
+    read(&reader, 0);
+    read(&db.begin_read().unwrap(), 59);
+    assert_eq!(db.stats().open_read_txs, 1);
+    drop(reader);
+    assert_eq!(db.stats().open_read_txs, 0);
+    assert_eq!(check(&db.begin_read().unwrap()), []);
+}
+
+#[test]
+fn a_new_file_has_bbolts_lengths() {
+    let dir = tempfile::tempdir().unwrap();
+    let len = |name: &str| std::fs::metadata(dir.path().join(name)).unwrap().len();
+    let open = |name: &str, initial_map_size| {
+        let page_size = Some(4096);
+        let options = Options {
+            page_size,
+            initial_map_size,
+            ..Options::default()
+        };
+        Db::open(&dir.path().join(name), options).unwrap()
+    };
+    let commit = |db: &Db| {
+        let mut tx = db.begin_write().unwrap();
+        tx.create_bucket(b"a").unwrap();
+        tx.commit().unwrap();
+    };
+    let small = open("small", 0);
+    assert_eq!(len("small"), 16384);
+    commit(&small);
+    assert_eq!(len("small"), 32768, "as long as its map");
+    let large = open("large", 10 << 30);
+    commit(&large);
+    assert_eq!(
+        len("large"),
+        (16 << 20) + large.stats().size + 4096,
+        "a step ahead of its use"
+    );
+}
+
+#[test]
+fn many_keys_in_no_order_in_one_transaction_make_a_sound_tree() {
+    for page_size in [1024, 4096] {
+        let options = Options {
+            page_size: Some(page_size),
+            ..Options::default()
+        };
+        let db = Db::open_storage(Box::new(MemStorage::new()), options).unwrap();
+        let mut tx = db.begin_write().unwrap();
+        let mut bucket = tx.create_bucket(b"a").unwrap();
+        let keys: Vec<[u8; 8]> = (1..20_000u64)
+            .map(|n| n.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_be_bytes())
+            .collect();
+        for key in &keys {
+            bucket.put(key, &[9; 30]).unwrap();
+        }
+        for key in keys.iter().step_by(3) {
+            bucket.delete(key).unwrap();
+        }
+        tx.commit().unwrap();
+        let tx = db.begin_read().unwrap();
+        assert_eq!(check(&tx), []);
+        let bucket = tx.bucket(b"a").unwrap().unwrap();
+        for (i, key) in keys.iter().enumerate() {
+            assert_eq!(bucket.get(key).unwrap().is_some(), i % 3 != 0);
+        }
+    }
 }

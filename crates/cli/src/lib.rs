@@ -4,6 +4,7 @@
 //! flags at once. There is no logic here beyond reading arguments, files and the environment.
 
 mod argv;
+pub mod bench;
 pub mod flag_file;
 pub mod flags;
 pub mod serve;

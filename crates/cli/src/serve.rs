@@ -267,7 +267,7 @@ fn start(config: Checked) -> ExitCode {
     match run_member(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(cause) => {
-            hints.tell(&format!("{cause:#}"));
+            hints.tell(&cause.to_string());
             ExitCode::from(FAILED)
         }
     }
@@ -314,8 +314,7 @@ impl Hints {
 
 /// The one call into the server: runs a member until it is stopped.
 fn run_member(config: Checked) -> Result<(), anyhow::Error> {
-    drop(config);
-    anyhow::bail!("this build of Keelson has no member to start")
+    Ok(keelson_server::serve(config)?)
 }
 
 #[cfg(test)]

@@ -1,1 +1,15 @@
-//! In-process members for tests.
+//! Servers for tests: started on free ports in directories of their own, stopped, killed, started
+//! again in the same place.
+//!
+//! [`TestMember`] runs a member inside the test, [`Process`] a program that takes etcd's flags, ours or
+//! the real one.
+
+mod log;
+mod member;
+mod ports;
+mod process;
+
+pub use log::LogLine;
+pub use member::TestMember;
+pub use ports::free_port;
+pub use process::{Exit, Launch, Process};

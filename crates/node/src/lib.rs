@@ -1,1 +1,40 @@
 //! A member without sockets: the consensus loop, its threads, boot and snapshots.
+//!
+//! [`Node`] is what the serving side sees. Inside, one thread owns each thing: consensus the state
+//! machine of raft ([`core`]), the log thread the write-ahead log, the apply thread the store, the
+//! commit thread the database file. They talk through [`mailbox::Mailbox`]es, and a batch forms where
+//! the work waits.
+
+mod apply;
+mod auto_compaction;
+mod boot;
+pub mod budget;
+mod commit;
+mod config;
+mod consensus;
+pub mod core;
+mod duty;
+mod env;
+mod error;
+mod links;
+mod log;
+pub mod mailbox;
+pub mod memory_log;
+mod node;
+mod peek;
+mod peers;
+mod propose;
+mod read;
+mod snapshot;
+pub mod stats;
+mod ticket;
+
+pub use config::{AutoCompaction, Config};
+pub use env::{Clock, Env, Failed, Random, SystemClock};
+pub use error::Error;
+pub use node::{Depths, Node, Order, Status};
+pub use peers::{NoPeers, Peers};
+pub use read::{Barrier, Gate};
+pub use snapshot::SNAPSHOT_COUNT;
+pub use stats::Stats;
+pub use ticket::{Asker, Duty, Replies, Reply, Ticket, Waiter, Watchers};

@@ -47,4 +47,5 @@ pub use store::{Quota, Store};
 pub use tail::{
     Boundary, Durable, EventRange, EventRecord, Record, SEGMENT_BYTES_MAX, Sealed, Segment,
 };
+pub use txn::read_txn;
 pub use view::View;

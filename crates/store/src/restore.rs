@@ -20,10 +20,13 @@ use crate::shared::Published;
 use crate::store::{Quota, Store, peek};
 use crate::tail::{Boundary, Tail};
 use crate::view::{View, walk_file};
-use crate::{Error, Shared, schema};
+use crate::{BucketKey, Error, Revision, Shared, schema};
 
 /// The newest schema that this release reads and writes.
 const NEWEST: Version = Version::new(3, 7, 0);
+
+/// No store gets further: at one revision a nanosecond this takes 146 years.
+const REVISION_MAX: i64 = 1 << 62;
 
 /// How a store is opened.
 #[derive(Clone, Debug)]
@@ -98,6 +101,7 @@ pub fn open_db(db: Db, path: Option<&Path>, options: &OpenOptions) -> Result<Ope
     let loaded = load_keys(&read, &mut index, &mut leases)?;
 
     let revision = loaded.last.max(meta.scheduled).max(meta.finished).max(1);
+    check_revision(revision)?;
     let compact_revision = meta.scheduled.max(meta.finished);
     let mut deadlines = Deadlines::default();
     for (id, lease) in leases.iter() {
@@ -250,6 +254,20 @@ fn check_version(meta: &Meta, members: &Membership) -> Result<(), Error> {
     }
 }
 
+/// A revision that leaves no room for more is damage.
+fn check_revision(main: i64) -> Result<(), Error> {
+    if main <= REVISION_MAX {
+        return Ok(());
+    }
+    Err(Error::CorruptRow {
+        bucket: schema::KEY,
+        key: BucketKey::encode(Revision { main, sub: 0 }, false)
+            .as_bytes()
+            .to_vec(),
+        reason: format!("expected a main revision up to {REVISION_MAX}, found {main}"),
+    })
+}
+
 type Pair<'a> = (&'a [u8], &'a [u8]);
 
 fn pairs<'tx>(read: &'tx ReadTx, name: &'static str) -> Result<Vec<Pair<'tx>>, Error> {
@@ -284,7 +302,18 @@ fn load_keys(read: &ReadTx, index: &mut IndexWriter, leases: &mut Table) -> Resu
     let mut failed = None;
     // Only the last record of a key counts: a lease that was revoked is named by earlier ones.
     let mut missing = BTreeSet::new();
+    let mut before = None;
     walk_file(read, 0, i64::MAX, |row| {
+        if let Some(before) = before.replace(row.revision)
+            && before >= row.revision
+        {
+            failed = Some(Error::CorruptRow {
+                bucket: schema::KEY,
+                key: row.key.to_vec(),
+                reason: format!("expected a revision above {before}"),
+            });
+            return ControlFlow::Break(());
+        }
         let peeked = match peek(row.value) {
             Ok(peeked) => peeked,
             Err(error) => {

@@ -10,6 +10,7 @@
 
 use std::cmp::Ordering;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use keelson_proto::ApiError;
 use keelson_proto::ids::LeaseId;
@@ -19,8 +20,10 @@ use keelson_proto::rpc::etcdserverpb::{Compare, PutRequest, RangeRequest, Reques
 
 use crate::change::Change;
 use crate::index::{KeyRange, KeyState};
-use crate::outcome::OpOutcome;
-use crate::{Error, Revision, Store};
+use crate::outcome::{OpOutcome, Outcome};
+use crate::range::PlanError;
+use crate::store::peek;
+use crate::{Error, Revision, Shared, Store};
 
 /// Which branches run: that of a transaction, and those of the transactions in it.
 struct Path {
@@ -72,6 +75,48 @@ pub(crate) fn run(store: &mut Store, txn: &TxnRequest, wanted: bool) -> Result<T
     })
 }
 
+/// Runs a transaction of ranges alone, which needs no entry, on what is published: an
+/// [`Outcome::Txn`], as if it had been applied now. May wait for the disk.
+///
+/// # Errors
+///
+/// What a range asks for is not there ([`ApiError::FutureRev`], [`ApiError::Compacted`]), or the file
+/// fails. A transaction that is not of ranges alone is [`ApiError::KeyNotFound`].
+pub fn read_txn(shared: &Arc<Shared>, txn: &TxnRequest) -> Result<Outcome, PlanError> {
+    let (revision, compacted, pin) = loop {
+        let revision = shared.revision();
+        let pin = shared.pin(revision);
+        let compacted = shared.compact_revision();
+        if compacted <= revision {
+            break (revision, compacted, pin);
+        }
+    };
+    let mut succeeded = true;
+    for compare in &txn.compare {
+        if !holds(shared, revision, compare)? {
+            succeeded = false;
+            break;
+        }
+    }
+    let mut ops = Vec::new();
+    for op in branch(txn, succeeded) {
+        let Some(Request::RequestRange(range)) = &op.request else {
+            return Err(ApiError::KeyNotFound.into());
+        };
+        check_range(revision, compacted, range)?;
+        ops.push(OpOutcome::Range {
+            at: Revision::end_of(revision),
+            header: revision,
+        });
+    }
+    Ok(Outcome::Txn {
+        revision,
+        succeeded,
+        ops,
+        pin: Some(pin),
+    })
+}
+
 /// The oldest revision that a range of the branches that run names, if any does.
 fn oldest_read(txn: &TxnRequest, path: &Path) -> Option<i64> {
     let mut inner = path.inner.iter();
@@ -96,7 +141,7 @@ fn branch(txn: &TxnRequest, succeeded: bool) -> &[RequestOp] {
 fn decide(store: &Store, txn: &TxnRequest) -> Result<Path, Error> {
     let mut succeeded = true;
     for compare in &txn.compare {
-        if !holds(store, compare)? {
+        if !holds(&store.shared, store.revision, compare)? {
             succeeded = false;
             break;
         }
@@ -114,9 +159,9 @@ fn decide(store: &Store, txn: &TxnRequest) -> Result<Path, Error> {
 }
 
 /// Whether a condition holds for every key of its range.
-fn holds(store: &Store, compare: &Compare) -> Result<bool, Error> {
-    let at = Revision::end_of(store.revision);
-    let reader = store.index.reader();
+fn holds(shared: &Shared, revision: i64, compare: &Compare) -> Result<bool, Error> {
+    let at = Revision::end_of(revision);
+    let reader = shared.index();
     let range = KeyRange::new(&compare.key, &compare.range_end);
     let mut states: Vec<KeyState> = Vec::new();
     match range {
@@ -139,12 +184,12 @@ fn holds(store: &Store, compare: &Compare) -> Result<bool, Error> {
     for state in &states {
         let ordering = match CompareTarget::try_from(compare.target) {
             Ok(CompareTarget::Value | CompareTarget::Lease) => {
-                let Some(bytes) = store.shared.view().record(state.rev)? else {
+                let Some(bytes) = shared.record(state.rev)? else {
                     return Err(Error::Missing {
                         what: "the record of a key that is alive",
                     });
                 };
-                let peeked = store.peek(&bytes)?;
+                let peeked = peek(&bytes)?;
                 match &compare.target_union {
                     Some(TargetUnion::Value(value))
                         if compare.target == CompareTarget::Value as i32 =>
@@ -216,7 +261,9 @@ fn check(store: &Store, txn: &TxnRequest, path: &Path) -> Result<(), Failure> {
     let mut inner = path.inner.iter();
     for op in branch(txn, path.succeeded) {
         match &op.request {
-            Some(Request::RequestRange(range)) => check_range(store, range)?,
+            Some(Request::RequestRange(range)) => {
+                check_range(store.revision, store.compact_revision, range)?;
+            }
             Some(Request::RequestPut(put)) => check_put(store, put)?,
             Some(Request::RequestDeleteRange(_)) | None => {}
             Some(Request::RequestTxn(txn)) => {
@@ -231,11 +278,11 @@ fn check(store: &Store, txn: &TxnRequest, path: &Path) -> Result<(), Failure> {
 }
 
 /// A revision in a transaction: negative ones read the current state until the first compaction.
-fn check_range(store: &Store, range: &RangeRequest) -> Result<(), ApiError> {
+fn check_range(current: i64, compacted: i64, range: &RangeRequest) -> Result<(), ApiError> {
     match range.revision {
         0 => Ok(()),
-        revision if revision > store.revision => Err(ApiError::FutureRev),
-        revision if revision < store.compact_revision => Err(ApiError::Compacted),
+        revision if revision > current => Err(ApiError::FutureRev),
+        revision if revision < compacted => Err(ApiError::Compacted),
         _ => Ok(()),
     }
 }

@@ -191,57 +191,48 @@ impl View {
         mains_max: usize,
         bytes_max: usize,
     ) -> Result<(Vec<EventRecord>, i64), Error> {
-        let mut found = Vec::new();
-        if let Some(segment) = self.segment(from) {
-            let copied = segment.copy(from, to + 1, mains_max);
-            let mut bytes = 0;
-            let mut last = from - 1;
-            for (revision, record) in copied {
-                if revision.main != last && bytes > bytes_max {
-                    return Ok((found, last));
+        let mut scan = Scan {
+            found: Vec::new(),
+            mains: 0,
+            mains_max,
+            bytes: 0,
+            bytes_max,
+        };
+        let file_end = to.min(self.file_revision).min(self.window_start() - 1);
+        let mut next = from;
+        if next <= file_end {
+            let mut cut = None;
+            walk_file(&self.read, next, file_end, |row| {
+                let record = || Record {
+                    bytes: Bytes::copy_from_slice(row.value),
+                    tombstone: row.tombstone,
+                };
+                if scan.push(row.revision, record) {
+                    return ControlFlow::Continue(());
                 }
-                last = revision.main;
-                bytes += record.bytes.len();
-                found.push(EventRecord { revision, record });
+                cut = Some(row.revision.main - 1);
+                ControlFlow::Break(())
+            })?;
+            if let Some(last) = cut {
+                return Ok((scan.found, last));
             }
-            return Ok((found, last.max(from - 1)));
+            next = file_end + 1;
         }
-        let to = to.min(self.file_revision).min(self.window_start() - 1);
-        let last = self.scan_file(from, to, mains_max, bytes_max, &mut found)?;
-        Ok((found, last))
-    }
-
-    fn scan_file(
-        &self,
-        from: i64,
-        to: i64,
-        mains_max: usize,
-        bytes_max: usize,
-        found: &mut Vec<EventRecord>,
-    ) -> Result<i64, Error> {
-        let (mut mains, mut bytes, mut last) = (0, 0, from - 1);
-        let mut covered = to;
-        walk_file(&self.read, from, to, |row| {
-            if row.revision.main != last {
-                if mains >= mains_max || bytes > bytes_max {
-                    covered = row.revision.main - 1;
-                    return ControlFlow::Break(());
-                }
-                mains += 1;
-                last = row.revision.main;
+        while next <= to
+            && let Some(segment) = self.segment(next)
+        {
+            let copied = segment.copy(next, to + 1, mains_max);
+            if copied.is_empty() {
+                break;
             }
-            bytes += row.value.len();
-            let record = Record {
-                bytes: Bytes::copy_from_slice(row.value),
-                tombstone: row.tombstone,
-            };
-            found.push(EventRecord {
-                revision: row.revision,
-                record,
-            });
-            ControlFlow::Continue(())
-        })?;
-        Ok(covered)
+            for (revision, record) in copied {
+                if !scan.push(revision, || record) {
+                    return Ok((scan.found, revision.main - 1));
+                }
+                next = revision.main + 1;
+            }
+        }
+        Ok((scan.found, next - 1))
     }
 
     /// Calls `f` with every record of main revisions `from` to `to` inclusive, in revision order,
@@ -281,6 +272,32 @@ impl View {
             }
         }
         Ok(())
+    }
+}
+
+/// Records that are being gathered, within bounds.
+struct Scan {
+    found: Vec<EventRecord>,
+    mains: usize,
+    mains_max: usize,
+    bytes: usize,
+    bytes_max: usize,
+}
+
+impl Scan {
+    /// Takes in a record; false if it begins a main revision for which there is no room.
+    fn push(&mut self, revision: Revision, record: impl FnOnce() -> Record) -> bool {
+        let last = self.found.last().map(|event| event.revision.main);
+        if last != Some(revision.main) {
+            if self.mains >= self.mains_max || self.bytes > self.bytes_max {
+                return false;
+            }
+            self.mains += 1;
+        }
+        let record = record();
+        self.bytes += record.bytes.len();
+        self.found.push(EventRecord { revision, record });
+        true
     }
 }
 

@@ -93,8 +93,8 @@ impl Storage for Photographed {
         self.disk.view(len)
     }
 
-    fn mapped(&self) -> u64 {
-        self.disk.mapped()
+    fn map_len(&self, size: u64) -> u64 {
+        self.disk.map_len(size)
     }
 }
 

@@ -68,6 +68,9 @@ func TestMaintenance(t *testing.T) {
 	_, err = r.Downgrade(ctx, &pb.DowngradeRequest{Version: "3.4"})
 	refused(t, "downgrade too far", err, codes.InvalidArgument, "etcdserver: invalid downgrade target version")
 
+	_, err = r.MoveLeader(ctx, &pb.MoveLeaderRequest{TargetID: 1})
+	refused(t, "move the leader to nobody", err, codes.FailedPrecondition, "etcdserver: bad leader transferee")
+
 	m.Stop()
 	c = member.Start(t, member.Binary(t, "SERVER_BINARY"), m.Dir).Client()
 	equal(t, "the hash after a restart", must(stubs(c).HashKV(ctx, &pb.HashKVRequest{}))(t).Hash, after.Hash)

@@ -52,6 +52,7 @@ func Binary(t testing.TB, variable string) string {
 
 // Start runs a program on a data directory and waits until it serves. The announced addresses are the
 // same in every run, so that the ids of cluster and member are equal and a directory can change hands.
+// When args begin with --listen-client-urls, the server listens there as well.
 func Start(t testing.TB, binary, dir string, args ...string) *Member {
 	t.Helper()
 	m, err := TryStart(t, binary, dir, args...)
@@ -70,11 +71,15 @@ func TryStart(t testing.TB, binary, dir string, args ...string) (*Member, error)
 	if err := os.Symlink(binary, link); err != nil {
 		return nil, err
 	}
+	listen := ""
+	if len(args) > 1 && args[0] == "--listen-client-urls" {
+		listen, args = ","+args[1], args[2:]
+	}
 	client, peer := "http://"+freeAddress(t), "http://"+freeAddress(t)
 	const announced = "http://127.0.0.1:12380"
 	args = append([]string{
 		"--name", "m1", "--data-dir", dir,
-		"--listen-client-urls", client, "--advertise-client-urls", "http://127.0.0.1:12379",
+		"--listen-client-urls", client + listen, "--advertise-client-urls", "http://127.0.0.1:12379",
 		"--listen-peer-urls", peer, "--initial-advertise-peer-urls", announced,
 		"--initial-cluster", "m1=" + announced, "--initial-cluster-state", "new",
 	}, args...)

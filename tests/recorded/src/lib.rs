@@ -3,6 +3,8 @@
 //! The recordings are not in this repository; `KEELSON_DATA` names the folder, and a test without it
 //! fails. The library holds what the tests share: [`wire`] replays client traffic against a server.
 
+pub mod dirs;
+pub mod dirs_compare;
 pub mod raft_script;
 pub mod raft_script_cluster;
 pub mod raft_script_confchange;

@@ -12,5 +12,6 @@ pub mod replay;
 pub mod schema;
 pub mod script;
 pub mod server;
+mod snapshot;
 
 pub use replay::replay;

@@ -1,6 +1,6 @@
 //! Files made by the real bbolt: sound ones open with exactly the recorded contents, damaged ones
 //! give the recorded kind of error.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::io::Read;
 use std::path::PathBuf;

@@ -78,6 +78,15 @@ impl Gate {
         TABLE[self as usize].1
     }
 
+    /// All gates, with name and stage.
+    pub fn all() -> impl Iterator<Item = (Gate, &'static str, &'static str)> {
+        TABLE
+            .iter()
+            .map(|(gate, ..)| *gate)
+            .zip(FeatureGates::known())
+            .map(|(gate, (name, stage, _))| (gate, name, stage))
+    }
+
     fn stage(self) -> Stage {
         TABLE[self as usize].2
     }

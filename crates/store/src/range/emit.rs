@@ -8,7 +8,7 @@ use prost::encoding::encode_varint;
 
 use super::plan::{Plan, Rows};
 use super::{TAG_COUNT, TAG_KVS, TAG_MORE};
-use crate::{Error, Shared};
+use crate::{BucketKey, Error, Shared, schema};
 
 /// Writes the body of a `RangeResponse`: stored records, `more`, `count`.
 ///
@@ -93,11 +93,15 @@ impl Emitter {
                     if !found {
                         return Err(EmitError::Compacted);
                     }
-                    assert_eq!(
-                        len, row.len as usize,
-                        "the index knows the length of {}",
-                        row.revision
-                    );
+                    // The length of the whole answer has been told: a file that holds two records
+                    // of one revision must not change it.
+                    if len != row.len as usize {
+                        return Err(EmitError::Store(Error::CorruptRow {
+                            bucket: schema::KEY,
+                            key: BucketKey::encode(row.revision, false).as_bytes().to_vec(),
+                            reason: format!("expected {} bytes, found {len}", row.len),
+                        }));
+                    }
                     self.next += 1;
                 }
             }

@@ -54,8 +54,13 @@ impl Order {
         }
     }
 
-    /// Sorts rows that are in key order.
+    /// Sorts rows that are in key order; equal ones stay in it, whichever way the sort goes.
     pub(super) fn sort(self, found: &mut [Candidate]) {
+        let descend = self.order == SortOrder::Descend;
+        if descend && self.target != SortTarget::Key {
+            // So that reversing it all at the end brings equal ones back into key order.
+            found.reverse();
+        }
         match self.target {
             SortTarget::Key => {}
             SortTarget::Version => found.sort_by_key(|row| row.version),
@@ -66,7 +71,7 @@ impl Order {
                 found.sort_by_cached_key(value);
             }
         }
-        if self.order == SortOrder::Descend {
+        if descend {
             found.reverse();
         }
     }

@@ -11,7 +11,7 @@ use crate::{Error, EventRecord, Record, Revision, Shared};
 const MAINS_MAX: usize = 1_000;
 
 /// Bytes of records that one scan, or the history of one key, reads at once, about.
-const SCAN_BYTES_MAX: usize = 1 << 20;
+const SCAN_BYTES_MAX: usize = 4 << 20;
 
 /// What to fetch for one watcher.
 #[derive(Clone, Debug)]

@@ -1,0 +1,232 @@
+//! A run: connect, fill, load, count.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use hdrhistogram::Histogram;
+use keelson_client::{Client, Error, Options, Put, Txn};
+use tokio::runtime;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+
+use crate::load::{Data, Schedule};
+use crate::process::Usage;
+use crate::report::{LATENCY_MAX, Latency, Report, ServerCost};
+use crate::spec::{Spec, Work};
+use crate::watch;
+use crate::work::Worker;
+
+/// Operations in a transaction of the filling: below the limit of servers with their defaults.
+const FILL_OPS: u64 = 100;
+/// Bytes in a transaction of the filling.
+const FILL_BYTES: u64 = 512 * 1024;
+/// Failures after which a client gives up.
+const ERRORS_MAX: u64 = 100;
+/// The pause after a failure.
+const ERROR_PAUSE: Duration = Duration::from_millis(10);
+/// Digits of latencies that are kept apart.
+const DIGITS: u8 = 3;
+
+/// Runs `spec` to its end.
+///
+/// # Errors
+/// A setting out of its bounds, a server that cannot be reached or used, no operation that
+/// succeeded.
+pub fn run(spec: &Spec) -> anyhow::Result<Report> {
+    spec.check()?;
+    let runtime = if spec.threads == 1 {
+        runtime::Builder::new_current_thread().enable_all().build()
+    } else {
+        runtime::Builder::new_multi_thread()
+            .worker_threads(spec.threads)
+            .enable_all()
+            .build()
+    };
+    runtime?.block_on(load(spec))
+}
+
+async fn load(spec: &Spec) -> anyhow::Result<Report> {
+    let mut clients = Vec::with_capacity(spec.connections);
+    for _ in 0..spec.connections {
+        let mut options = Options::default();
+        options.user.clone_from(&spec.user);
+        clients.push(Client::connect_with(&spec.endpoint, options).await?);
+    }
+    let server_version = clients[0].status().await?.version;
+    let data = Data::new(spec);
+    if spec.work.reads() && spec.populate {
+        fill(&clients, &data, spec).await?;
+    }
+    let watches = match spec.work {
+        Work::Watch { watchers, streams } => {
+            Some(watch::prepare(&clients, watchers, streams).await?)
+        }
+        _ => None,
+    };
+
+    let usage = || spec.pid.map(Usage::of).transpose();
+    let before = usage()?;
+    let own_before = Usage::of(std::process::id())?;
+    let start = Instant::now();
+    let tally = match watches {
+        Some(watches) => watch::run(spec, &clients, &data, watches, start).await?,
+        None => operate(spec, &clients, &data, start).await?,
+    };
+    let own = Usage::of(std::process::id())?.cpu_since(&own_before);
+    let after = usage()?;
+    if tally.operations == 0 {
+        let reason = tally.first_error.as_deref().unwrap_or("there was no time");
+        bail!("no operation succeeded: {reason}");
+    }
+    let micros_each = |seconds: f64| seconds * 1e6 / tally.operations as f64;
+    let elapsed = tally.elapsed.as_secs_f64();
+    Ok(Report {
+        work: spec.work.name(),
+        server_version,
+        connections: spec.connections,
+        clients: spec.clients,
+        key_size: spec.key_size,
+        value_size: spec.value_size,
+        operations: tally.operations,
+        items: tally.items,
+        errors: tally.errors,
+        first_error: tally.first_error,
+        elapsed_seconds: elapsed,
+        operations_per_second: tally.operations as f64 / elapsed,
+        latency_us: Latency::of(&tally.latencies),
+        client_cpu_us_per_operation: micros_each(own),
+        server: before.zip(after).map(|(before, after)| ServerCost {
+            cpu_seconds: after.cpu_since(&before),
+            cpu_us_per_operation: micros_each(after.cpu_since(&before)),
+            before,
+            after,
+        }),
+    })
+}
+
+/// Puts, gets or lists as scheduled.
+async fn operate(
+    spec: &Spec,
+    clients: &[Client],
+    data: &Data,
+    start: Instant,
+) -> anyhow::Result<Tally> {
+    let schedule = Arc::new(Schedule::new(spec, start));
+    let mut workers = JoinSet::new();
+    for number in 0..spec.clients {
+        let client = clients[number % clients.len()].clone();
+        let worker =
+            Worker::new(&spec.work, client, data.clone()).context("work of another kind")?;
+        workers.spawn(turns(worker, Arc::clone(&schedule)));
+    }
+    let mut tally = Tally::default();
+    while let Some(worker) = workers.join_next().await {
+        tally.merge(worker?)?;
+    }
+    tally.elapsed = start.elapsed();
+    Ok(tally)
+}
+
+async fn turns(mut worker: Worker, schedule: Arc<Schedule>) -> Tally {
+    let mut tally = Tally::default();
+    while let Some(turn) = schedule.turn().await {
+        match worker.once(turn.number).await {
+            Ok(items) => {
+                tally.operations += 1;
+                tally.items += items;
+                record(&mut tally.latencies, turn.since.elapsed());
+            }
+            Err(error) => {
+                if tally.failed(&error).await {
+                    break;
+                }
+            }
+        }
+    }
+    tally
+}
+
+/// Writes every key once.
+async fn fill(clients: &[Client], data: &Data, spec: &Spec) -> anyhow::Result<()> {
+    let each = (spec.key_size + spec.value_size) as u64;
+    let batch = (FILL_BYTES / each).clamp(1, FILL_OPS);
+    let lanes = clients.len().max(8) as u64;
+    let mut fillers: JoinSet<Result<(), Error>> = JoinSet::new();
+    for lane in 0..lanes {
+        let client = clients[lane as usize % clients.len()].clone();
+        let data = data.clone();
+        fillers.spawn(async move {
+            let mut begin = lane * batch;
+            while begin < data.keys {
+                let numbers = begin..(begin + batch).min(data.keys);
+                let txn = numbers.fold(Txn::new(), |txn, number| {
+                    txn.then(Put::new(data.key(number), data.value.clone()))
+                });
+                client.txn(txn).await?;
+                begin += lanes * batch;
+            }
+            Ok(())
+        });
+    }
+    while let Some(filler) = fillers.join_next().await {
+        filler?.context("write the keys to read")?;
+    }
+    Ok(())
+}
+
+/// What one client, or all, have counted.
+#[derive(Debug)]
+pub(crate) struct Tally {
+    pub(crate) operations: u64,
+    pub(crate) items: u64,
+    pub(crate) errors: u64,
+    pub(crate) first_error: Option<String>,
+    pub(crate) latencies: Histogram<u64>,
+    pub(crate) elapsed: Duration,
+}
+
+impl Default for Tally {
+    fn default() -> Tally {
+        Tally {
+            operations: 0,
+            items: 0,
+            errors: 0,
+            first_error: None,
+            latencies: histogram(),
+            elapsed: Duration::ZERO,
+        }
+    }
+}
+
+impl Tally {
+    pub(crate) fn merge(&mut self, other: Tally) -> anyhow::Result<()> {
+        self.operations += other.operations;
+        self.items += other.items;
+        self.errors += other.errors;
+        self.first_error = self.first_error.take().or(other.first_error);
+        self.latencies.add(other.latencies)?;
+        Ok(())
+    }
+
+    /// Counts a failure, waits a moment, and says whether it is enough.
+    pub(crate) async fn failed(&mut self, error: &Error) -> bool {
+        self.errors += 1;
+        self.first_error.get_or_insert_with(|| error.to_string());
+        sleep(ERROR_PAUSE).await;
+        self.errors >= ERRORS_MAX
+    }
+}
+
+/// Grows with what is recorded, so that thousands of clients are no burden.
+pub(crate) fn histogram() -> Histogram<u64> {
+    Histogram::new(DIGITS).expect("three digits are allowed")
+}
+
+/// Records a latency in microseconds.
+pub(crate) fn record(histogram: &mut Histogram<u64>, latency: Duration) {
+    let micros = u64::try_from(latency.as_micros()).unwrap_or(LATENCY_MAX);
+    histogram
+        .record(micros.min(LATENCY_MAX))
+        .expect("the histogram grows to what it is given");
+}

@@ -1,0 +1,179 @@
+//! Files with flipped bits and overwritten bytes: typed errors, no panic, no endless loop.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::time::{Duration, Instant};
+
+use keelson_bolt::{Bucket, Cursor, Db, Error, MemStorage, Options, check, compact};
+
+/// SplitMix64: every run is the same.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, bound: usize) -> usize {
+        (self.next() % bound as u64) as usize
+    }
+}
+
+fn sample(no_freelist_sync: bool) -> Vec<u8> {
+    let storage = MemStorage::new();
+    let options = Options {
+        page_size: Some(1024),
+        no_freelist_sync,
+        ..Options::default()
+    };
+    let db = Db::open_storage(Box::new(storage.clone()), options).unwrap();
+    let mut tx = db.begin_write().unwrap();
+    for name in [b"a", b"b"] {
+        let mut bucket = tx.create_bucket(name).unwrap();
+        for i in 0..300u32 {
+            bucket
+                .put(format!("key{i:05}").as_bytes(), &[5; 40])
+                .unwrap();
+        }
+        bucket.put(b"long", &[6; 5000]).unwrap();
+        let mut inner = bucket.create_bucket(b"inner").unwrap();
+        inner.put(b"k", b"v").unwrap();
+        inner
+            .create_bucket(b"deeper")
+            .unwrap()
+            .put(b"k", b"v")
+            .unwrap();
+    }
+    tx.commit().unwrap();
+    let mut tx = db.begin_write().unwrap();
+    let mut bucket = tx.bucket_mut(b"a").unwrap();
+    for i in 100..200u32 {
+        bucket.delete(format!("key{i:05}").as_bytes()).unwrap();
+    }
+    tx.commit().unwrap();
+    let size = usize::try_from(db.stats().size).unwrap();
+    let mut contents = storage.contents();
+    contents.truncate(size);
+    contents
+}
+
+/// Opens a bucket by its name.
+type Find<'a, 'tx> = dyn Fn(&[u8]) -> Result<Option<Bucket<'tx>>, Error> + 'a;
+
+/// Goes through all of a bucket, both ways, bounded in steps: a loop of pages may repeat what it
+/// holds before it is found out.
+fn walk<'tx>(mut cursor: Cursor<'tx>, bucket: &Find<'_, 'tx>, left: &mut u32) -> Result<(), Error> {
+    while let Some((key, value)) = cursor.next()? {
+        if *left == 0 {
+            return Ok(());
+        }
+        *left -= 1;
+        if value.is_none()
+            && let Some(found) = bucket(key)?
+        {
+            walk(found.cursor(), &|name| found.bucket(name), left)?;
+        }
+    }
+    cursor.last()?;
+    for _ in 0..2000 {
+        cursor.prev()?;
+    }
+    cursor.seek(b"key00150")?;
+    Ok(())
+}
+
+/// Does everything that can be done with a file.
+fn exercise(contents: &[u8], options: &Options) -> Result<(), Error> {
+    let storage = MemStorage::with_contents(contents);
+    let db = Db::open_storage(Box::new(storage.clone()), options.clone())?;
+    let tx = db.begin_read()?;
+    let problems = check(&tx);
+    let walked = walk(tx.cursor(), &|name| tx.bucket(name), &mut 100_000);
+    if options.read_only {
+        walked?;
+        let dst = Db::open_storage(Box::new(MemStorage::new()), Options::default())?;
+        // A copy of a sound file must work; of a damaged one it ends in any way.
+        let copied = compact(&db, &dst, 65_536, 1.0);
+        assert!(copied.is_ok() || !problems.is_empty(), "{copied:?}");
+        return Ok(());
+    }
+    drop(walked);
+    let mut write = db.begin_write()?;
+    if let Ok(mut bucket) = write.bucket_mut(b"a") {
+        for i in 0..300u32 {
+            let key = format!("key{i:05}");
+            let result = if i % 3 == 0 {
+                bucket.put(key.as_bytes(), &[1; 60])
+            } else {
+                bucket.delete(key.as_bytes())
+            };
+            if result.is_err() {
+                break;
+            }
+        }
+        drop(bucket.delete_bucket(b"inner"));
+    }
+    drop(write.delete_bucket(b"b"));
+    write.commit()?;
+    drop(tx);
+    let mut write = db.begin_write()?;
+    write
+        .create_bucket_if_not_exists(b"c")?
+        .put(b"k", &[1; 3000])?;
+    write.commit()?;
+    Ok(())
+}
+
+#[test]
+fn damaged_files_give_errors_and_nothing_worse() {
+    let deadline = Instant::now() + Duration::from_secs(8);
+    let mut random = Random(11);
+    let samples = [sample(false), sample(true)];
+    let (mut refused, mut passed) = (0, 0);
+    let mut round = 0usize;
+    while Instant::now() < deadline && round < 20_000 {
+        let mut contents = samples[round % 2].clone();
+        round += 1;
+        for _ in 0..1 + random.below(4) {
+            // Headers and element arrays matter most.
+            let page = random.below(contents.len() / 1024) * 1024;
+            let at = match random.below(4) {
+                0 => random.below(contents.len()),
+                1 => page + random.below(16),
+                _ => page + random.below(128),
+            };
+            match random.below(4) {
+                0 => contents[at] ^= 1 << random.below(8),
+                1 => contents[at] = random.next() as u8,
+                2 => contents[at] = [0, 1, 0x7F, 0xFF][random.below(4)],
+                _ => {
+                    // A number of another page, where one could stand.
+                    let at = at & !7;
+                    let id = random.below(contents.len() / 1024) as u64;
+                    contents[at..at + 8].copy_from_slice(&id.to_le_bytes());
+                }
+            }
+        }
+        if random.below(20) == 0 {
+            contents.truncate(random.below(contents.len()));
+        }
+        let read_only = random.below(2) == 0;
+        let no_freelist_sync = random.below(2) == 0;
+        let options = Options {
+            read_only,
+            no_freelist_sync,
+            ..Options::default()
+        };
+        match exercise(&contents, &options) {
+            Ok(()) => passed += 1,
+            Err(_) => refused += 1,
+        }
+    }
+    assert!(
+        refused > 10 && passed > 10,
+        "{refused} refused, {passed} passed"
+    );
+}

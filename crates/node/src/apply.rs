@@ -1,0 +1,472 @@
+//! The apply thread: the only one that changes the store.
+//!
+//! It takes all that waits. Answers of a batch leave in one parcel a serving thread, its events in one,
+//! and consensus hears of it once. Segments are sealed here, between entries, and handed to the commit
+//! thread; compactions are pruned here, a slice at a time between batches.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use keelson_proto::ApiError;
+use keelson_proto::entry::{ConfState, Entry};
+use keelson_proto::ids::{LogIndex, Term};
+use keelson_store::{Answer, Effect, Outcome, Slice, Store};
+
+use crate::commit::CommitRequest;
+use crate::core::Input;
+use crate::duty::DutyEvent;
+use crate::links::Links;
+use crate::mailbox::{Refused, Taken};
+use crate::ticket::{Asker, Outbox, Reply, Waiter};
+use crate::{Error, Ticket, budget, duty, peek};
+
+/// How long a compaction waits for a reader before it looks again.
+const HELD_RETRY: Duration = Duration::from_millis(10);
+
+/// Work for apply.
+#[derive(Debug)]
+pub(crate) enum ApplyRequest {
+    /// Committed entries, in order.
+    Entries(Vec<Entry>),
+    /// Everything applied so far is to be in the file; answered with `Reply::Durable`.
+    Commit(Option<Ticket>),
+    /// The file is to be rewritten without its free pages; answered with `Reply::Done`.
+    Defragment(Option<Ticket>),
+    /// The commit thread is through with a compaction.
+    CompactionFinished,
+    /// The alarm that this thread has proposed will not be in the log.
+    AlarmDropped,
+}
+
+/// Answers that wait until compactions are through the file.
+#[derive(Debug, Default)]
+struct Physical {
+    started: u64,
+    finished: u64,
+    /// Each with the number of the last compaction that it waits for; ascending.
+    waiting: Vec<(u64, Ticket, Reply)>,
+}
+
+/// What the thread starts with.
+pub(crate) struct Applier {
+    links: Arc<Links>,
+    store: Store,
+    /// Entries up to here are applied again after a restart: they start no proposals.
+    replay_to: LogIndex,
+    outbox: Outbox,
+    ids: Vec<Option<keelson_proto::ids::RequestId>>,
+    waiters: Vec<Option<Waiter>>,
+    physical: Physical,
+    /// Answers that wait for the NOSPACE alarm, and whether it is on its way.
+    after_alarm: Vec<(Ticket, Reply)>,
+    alarm_proposed: bool,
+    /// Up to where segments were sealed.
+    sealed: LogIndex,
+    /// Up to where consensus was told that entries are applied.
+    reported: LogIndex,
+    /// When the open segment is too old.
+    seal_at: Option<Duration>,
+    seal_now: bool,
+    /// The entry at which the last disk snapshot was asked for.
+    snapshot: LogIndex,
+    snapshot_now: bool,
+    slice: SliceState,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum SliceState {
+    Idle,
+    More,
+    Held,
+}
+
+impl Applier {
+    pub(crate) fn new(
+        links: Arc<Links>,
+        store: Store,
+        replay_to: LogIndex,
+        snapshot: LogIndex,
+    ) -> Applier {
+        let (applied, term) = store.applied();
+        links.gate.set_applied_term(term);
+        let compacting = store.is_compacting();
+        Applier {
+            links,
+            replay_to,
+            outbox: Outbox::default(),
+            ids: Vec::new(),
+            waiters: Vec::new(),
+            physical: Physical {
+                started: u64::from(compacting),
+                ..Physical::default()
+            },
+            after_alarm: Vec::new(),
+            alarm_proposed: false,
+            sealed: applied,
+            reported: applied,
+            seal_at: None,
+            seal_now: false,
+            snapshot,
+            snapshot_now: false,
+            slice: if compacting {
+                SliceState::More
+            } else {
+                SliceState::Idle
+            },
+            store,
+        }
+    }
+
+    /// Runs until the mailbox is closed and empty, and seals what is left.
+    pub(crate) fn run(mut self) {
+        if let Err(error) = self.work() {
+            self.links.fail(&error);
+        }
+    }
+
+    fn work(&mut self) -> Result<(), Error> {
+        let mut requests = Vec::new();
+        loop {
+            match self
+                .links
+                .clone()
+                .apply
+                .take(&mut requests, self.patience())
+            {
+                Taken::Closed => break,
+                Taken::TimedOut => {}
+                Taken::Some => {
+                    for request in requests.drain(..) {
+                        self.carry_out(request)?;
+                    }
+                    self.finish_batch();
+                }
+            }
+            if self.is_old() || self.seal_now {
+                self.seal(Vec::new());
+            }
+            self.prune();
+        }
+        if !self.links.is_killed() {
+            self.finish_batch();
+            self.release_all();
+            self.seal(Vec::new());
+        }
+        Ok(())
+    }
+
+    fn now(&self) -> Duration {
+        self.links.env.clock.now()
+    }
+
+    /// How long to wait for work.
+    fn patience(&self) -> Option<Duration> {
+        let until_seal = self.seal_at.map(|at| at.saturating_sub(self.now()));
+        match self.slice {
+            SliceState::More => Some(Duration::ZERO),
+            SliceState::Held => Some(until_seal.map_or(HELD_RETRY, |until| until.min(HELD_RETRY))),
+            SliceState::Idle => until_seal,
+        }
+    }
+
+    fn is_old(&self) -> bool {
+        self.seal_at.is_some_and(|at| self.now() >= at)
+    }
+
+    fn carry_out(&mut self, request: ApplyRequest) -> Result<(), Error> {
+        match request {
+            ApplyRequest::Entries(entries) => self.apply(&entries)?,
+            ApplyRequest::Commit(ticket) => self.seal(ticket.into_iter().collect()),
+            ApplyRequest::Defragment(ticket) => {
+                self.seal(Vec::new());
+                drop(self.links.commit.push(CommitRequest::Defragment(ticket), 0));
+            }
+            ApplyRequest::CompactionFinished => {
+                self.store.compaction_finished();
+                self.physical.finished += 1;
+                let finished = self.physical.finished;
+                let ready = self
+                    .physical
+                    .waiting
+                    .partition_point(|(after, ..)| *after <= finished);
+                for (_, ticket, reply) in self.physical.waiting.drain(..ready) {
+                    self.outbox.add(ticket, reply);
+                }
+            }
+            ApplyRequest::AlarmDropped => self.alarm_done(),
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, entries: &[Entry]) -> Result<(), Error> {
+        self.links.stats.apply_batches.add(1);
+        self.store.set_now(self.links.env.ticks());
+        self.waiters.clear();
+        self.ids.clear();
+        if self.links.waiters.len() > 0 {
+            self.ids.extend(entries.iter().map(peek::request_id));
+            self.links.waiters.take(&self.ids, &mut self.waiters);
+        }
+        for (position, entry) in entries.iter().enumerate() {
+            let waiter = self.waiters.get(position).copied().flatten();
+            self.apply_one(entry, waiter)?;
+            if self.store.open_bytes() >= budget::TAIL_SEGMENT_BYTES {
+                self.seal(Vec::new());
+            }
+        }
+        if self.store.applied().0 > self.sealed && self.seal_at.is_none() {
+            let age = Duration::from_millis(budget::TAIL_SEGMENT_AGE_MILLIS);
+            self.seal_at = Some(self.now() + age);
+        }
+        self.count_snapshot();
+        Ok(())
+    }
+
+    fn apply_one(&mut self, entry: &Entry, waiter: Option<Waiter>) -> Result<(), Error> {
+        let answer = if waiter.is_some() {
+            Answer::Wanted
+        } else {
+            Answer::Unwanted
+        };
+        let begun = self.now();
+        let applied = self.store.apply(entry, answer)?;
+        let took = self.now().saturating_sub(begun);
+        self.links.stats.apply.observe(took);
+        self.warn(entry, &applied.outcome, took);
+        self.links.gate.set_applied_term(entry.term);
+        let mut raises_alarm = false;
+        for effect in applied.effects {
+            raises_alarm |= matches!(effect, Effect::RaiseNoSpace);
+            self.carry_out_effect(effect, entry)?;
+        }
+        if matches!(applied.outcome, Outcome::Compact { .. }) {
+            self.physical.started += 1;
+            self.slice = SliceState::More;
+        }
+        if let Some(waiter) = waiter {
+            self.answer(waiter, applied.outcome, raises_alarm);
+        }
+        Ok(())
+    }
+
+    fn warn(&self, entry: &Entry, outcome: &Outcome, took: Duration) {
+        let slow = self.links.config.slow_apply;
+        let refused = match outcome {
+            Outcome::Refused(ApiError::Compacted) => None,
+            Outcome::Refused(error) => Some(error.to_string()),
+            _ => None,
+        };
+        if let Some(error) = &refused {
+            tracing::warn!(
+                took = ?took,
+                request = peek::describe(entry),
+                response = "",
+                error,
+                "failed to apply request"
+            );
+        }
+        if took > slow {
+            self.links.stats.slow_applies.add(1);
+            tracing::warn!(
+                took = ?took,
+                "expected-duration" = ?slow,
+                prefix = "",
+                request = peek::describe(entry),
+                response = "",
+                error = refused,
+                "apply request took too long"
+            );
+        }
+    }
+
+    fn carry_out_effect(&mut self, effect: Effect, entry: &Entry) -> Result<(), Error> {
+        match effect {
+            Effect::ConfChange { change, conf_state } => self.conf_change(change, &conf_state),
+            Effect::RaiseNoSpace => self.raise_no_space(entry.index),
+            Effect::Commit => self.seal_now = true,
+            Effect::ForceSnapshot => {
+                tracing::info!("Cluster version downgrade detected, forcing snapshot");
+                self.seal_now = true;
+                self.snapshot_now = true;
+            }
+            Effect::PromoteLessor => self.promote(entry.term),
+            Effect::RevokeTokens { user } => self.links.watchers.tokens_revoked(user.as_deref()),
+            Effect::Stop(reason) => return Err(Error::Entry(reason)),
+            // The store may learn to ask for more; what is not understood must not pass unseen.
+            other => return Err(Error::Entry(format!("unknown effect {other:?}"))),
+        }
+        Ok(())
+    }
+
+    fn conf_change(&self, change: keelson_proto::entry::ConfChange, conf_state: &ConfState) {
+        tracing::info!(
+            "local-member-id" = %self.links.identity.member,
+            "changed-member-id" = %change.member,
+            change = ?change.kind,
+            voters = ?conf_state.voters,
+            learners = ?conf_state.learners,
+            "applied a configuration change"
+        );
+        drop(
+            self.links
+                .consensus
+                .push_always(Input::ConfChange(change), 0),
+        );
+    }
+
+    /// This member's lease deadlines run from now on, if it leads: this is the first entry of a term.
+    fn promote(&self, term: Term) {
+        let now = self.links.env.ticks();
+        let extend = crate::env::millis(self.links.config.election);
+        let mut deadlines = self.links.shared.deadlines();
+        if self.links.gate.leads() == Some(term) {
+            deadlines.promote(now, extend);
+            drop(deadlines);
+            drop(self.links.duty.push_always(DutyEvent::FirstCommit, 1));
+        }
+    }
+
+    fn raise_no_space(&mut self, index: LogIndex) {
+        if self.alarm_proposed || index <= self.replay_to {
+            return;
+        }
+        tracing::warn!("message exceeded backend quota; raising alarm");
+        let request = duty::no_space_alarm(self.links.identity.member);
+        match self.links.propose(request, Asker::Alarm) {
+            Ok(_) => self.alarm_proposed = true,
+            Err(error) => tracing::warn!(%error, "could not raise the alarm"),
+        }
+    }
+
+    fn alarm_done(&mut self) {
+        self.alarm_proposed = false;
+        for (ticket, reply) in self.after_alarm.drain(..) {
+            self.outbox.add(ticket, reply);
+        }
+    }
+
+    fn answer(&mut self, waiter: Waiter, outcome: Outcome, raises_alarm: bool) {
+        let ticket = match waiter.asker {
+            Asker::Ticket(ticket) => ticket,
+            Asker::Duty(duty) => {
+                let result = match outcome {
+                    Outcome::Refused(error) => Err(error),
+                    _ => Ok(()),
+                };
+                drop(
+                    self.links
+                        .duty
+                        .push_always(DutyEvent::Done(duty, result), 1),
+                );
+                return;
+            }
+            Asker::Alarm => return self.alarm_done(),
+        };
+        let waits = waiter.physical
+            && matches!(
+                outcome,
+                Outcome::Compact { .. } | Outcome::Refused(ApiError::Compacted)
+            )
+            && self.physical.finished < self.physical.started;
+        let reply = Reply::Applied(outcome);
+        if waits {
+            self.physical
+                .waiting
+                .push((self.physical.started, ticket, reply));
+        } else if raises_alarm && self.alarm_proposed {
+            self.after_alarm.push((ticket, reply));
+        } else {
+            self.outbox.add(ticket, reply);
+        }
+    }
+
+    /// Sends off what a batch has come to. Nothing here waits for the file.
+    ///
+    /// Consensus hears of it first: whoever is answered may propose a configuration change at once,
+    /// which raft drops while it thinks that the one before is not applied.
+    fn finish_batch(&mut self) {
+        let (index, _) = self.store.applied();
+        if index > self.reported {
+            self.reported = index;
+            let wake = || self.links.awaits_apply.load(Ordering::SeqCst);
+            let applied = Input::Applied { index };
+            drop(self.links.consensus.push_quietly(applied, 0, wake));
+        }
+        self.outbox.send(&*self.links.replies);
+        if let Some(events) = self.store.take_events() {
+            self.links.watchers.events(events);
+        }
+    }
+
+    /// Asks for a disk snapshot where the operator has said how many entries may lie between two.
+    fn count_snapshot(&mut self) {
+        let applied = self.store.applied().0;
+        if let Some(count) = self.links.config.snapshot_count
+            && applied.0 - self.snapshot.0 > count
+            && applied > self.replay_to
+        {
+            self.seal_now = true;
+            self.snapshot_now = true;
+        }
+    }
+
+    /// Hands everything that is not in the file to the commit thread. Waits while too much is there
+    /// already: memory is bounded.
+    fn seal(&mut self, answers: Vec<Ticket>) {
+        self.finish_batch();
+        let applied = self.store.applied().0;
+        let changed = applied > self.sealed || self.store.open_bytes() > 0;
+        let sealed = changed.then(|| Box::new(self.store.seal()));
+        let weight = u64::from(changed);
+        self.seal_now = false;
+        self.seal_at = None;
+        self.sealed = applied;
+        let snapshot = std::mem::take(&mut self.snapshot_now);
+        if snapshot {
+            self.snapshot = applied;
+        }
+        let request = CommitRequest::Segment {
+            sealed,
+            answers,
+            snapshot,
+        };
+        match self.links.commit.try_push(request, weight) {
+            Ok(()) | Err(Refused::Closed(_)) => {}
+            Err(Refused::Full(request)) => {
+                self.links.stats.apply_waits.add(1);
+                drop(self.links.commit.push(request, weight));
+            }
+        }
+    }
+
+    /// One slice of a compaction, if one is on its way.
+    fn prune(&mut self) {
+        if self.slice == SliceState::Idle {
+            return;
+        }
+        self.slice = match self.store.compact_slice() {
+            Slice::Idle => SliceState::Idle,
+            Slice::More => SliceState::More,
+            Slice::Held => SliceState::Held,
+            Slice::Pruned(job) => {
+                drop(
+                    self.links
+                        .commit
+                        .push(CommitRequest::Compaction(Box::new(job)), 0),
+                );
+                SliceState::More
+            }
+        };
+    }
+
+    /// Answers what nobody will answer any more.
+    fn release_all(&mut self) {
+        let waiting = std::mem::take(&mut self.physical.waiting).into_iter();
+        let waiting = waiting.map(|(_, ticket, _)| (ticket, Reply::Refused(ApiError::Stopped)));
+        for (ticket, reply) in waiting.chain(std::mem::take(&mut self.after_alarm)) {
+            self.outbox.add(ticket, reply);
+        }
+        self.outbox.send(&*self.links.replies);
+    }
+}

@@ -1,0 +1,70 @@
+//! Every limit on memory and queues, in one place, checked against one another.
+
+/// Records in one segment of the tail, in bytes: it is sealed when it holds this much.
+pub const TAIL_SEGMENT_BYTES: u64 = 16 << 20;
+
+/// Sealed segments that wait for the file; with this many, apply waits.
+pub const SEALED_WAITING_MAX: u64 = 2;
+
+/// The age at which a segment is sealed, in milliseconds.
+pub const TAIL_SEGMENT_AGE_MILLIS: u64 = 30_000;
+
+/// Committed segments that stay in memory for watchers that lag, in bytes.
+pub const WINDOW_BYTES: u64 = 16 << 20;
+
+/// Applied entries that consensus keeps in memory for other members, in bytes.
+pub const RAFT_LOG_BYTES: u64 = 16 << 20;
+
+/// Applied entries that consensus keeps in memory for other members.
+///
+/// # Source
+///
+/// etcd's `--snapshot-catchup-entries` (`spec/formats.md` 4.2).
+pub const RAFT_LOG_ENTRIES: u64 = 5_000;
+
+/// Proposals that are on their way to the own log, in bytes: more are refused.
+pub const PROPOSALS_BYTES: u64 = 64 << 20;
+
+/// Proposals that are on their way to the own log.
+pub const PROPOSALS_MAX: usize = 100_000;
+
+/// Entries that are committed and not applied: with more, proposals are refused.
+///
+/// # Source
+///
+/// `spec/api.md` 2.1, "Proposal path".
+pub const BACKLOG_ENTRIES: u64 = 5_000;
+
+/// The backlog up to which a revoke of a lease is still let in.
+pub const BACKLOG_ENTRIES_PRIORITY: u64 = 10_000;
+
+/// Committed entries that are handed to apply and not acknowledged, in bytes.
+pub const APPLYING_BYTES: u64 = 4 << 20;
+
+/// Read barriers that wait.
+pub const BARRIERS_MAX: usize = 100_000;
+
+/// What a member may hold in memory for the sake of writes, in bytes: the open segment, the one that is
+/// being committed, those that wait, and the rest.
+pub const WRITE_BYTES: u64 = TAIL_SEGMENT_BYTES * (SEALED_WAITING_MAX + 2)
+    + WINDOW_BYTES
+    + RAFT_LOG_BYTES
+    + PROPOSALS_BYTES
+    + APPLYING_BYTES;
+
+const _: () = assert!(
+    TAIL_SEGMENT_BYTES == keelson_store::SEGMENT_BYTES_MAX,
+    "the store and the node seal at the same size"
+);
+const _: () = assert!(
+    APPLYING_BYTES < TAIL_SEGMENT_BYTES,
+    "what is handed to apply at once fits into a segment"
+);
+const _: () = assert!(
+    RAFT_LOG_ENTRIES >= BACKLOG_ENTRIES,
+    "the log in memory holds what is not applied"
+);
+const _: () = assert!(
+    WRITE_BYTES < 256 << 20,
+    "a member fits into a small machine"
+);

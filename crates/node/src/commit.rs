@@ -1,0 +1,213 @@
+//! The commit thread: the file's only writer.
+//!
+//! Segments, compactions and defragmentations come in one queue and are carried out in its order;
+//! a compaction goes a bounded transaction at a time, with segments in between.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use keelson_store::{Committer, CompactionJob, Durable, JobProgress, Sealed};
+
+use crate::apply::ApplyRequest;
+use crate::links::Links;
+use crate::mailbox::Taken;
+use crate::snapshot::Snapshots;
+use crate::ticket::{Outbox, Reply};
+use crate::{Error, Ticket};
+
+/// Work for the file.
+#[derive(Debug)]
+pub(crate) enum CommitRequest {
+    /// A segment, and who waits for it; without one everything is in the file already.
+    Segment {
+        sealed: Option<Box<Sealed>>,
+        answers: Vec<Ticket>,
+        /// Whether a disk snapshot is to be taken at its end.
+        snapshot: bool,
+    },
+    /// A compaction that is through the index.
+    Compaction(Box<CompactionJob>),
+    /// The file is to be rewritten without its free pages.
+    Defragment(Option<Ticket>),
+}
+
+/// What the thread starts with.
+pub(crate) struct Commits {
+    links: Arc<Links>,
+    committer: Committer,
+    snapshots: Snapshots,
+    jobs: VecDeque<Box<CompactionJob>>,
+    /// When the running compaction began.
+    compacting_since: Option<Duration>,
+}
+
+impl Commits {
+    pub(crate) fn new(links: Arc<Links>, committer: Committer, snapshots: Snapshots) -> Commits {
+        Commits {
+            links,
+            committer,
+            snapshots,
+            jobs: VecDeque::new(),
+            compacting_since: None,
+        }
+    }
+
+    /// Runs until the mailbox is closed and empty. A compaction that is not through goes on after the
+    /// next start.
+    pub(crate) fn run(mut self) {
+        if let Err(error) = self.work() {
+            self.links.fail(&error);
+        }
+    }
+
+    fn work(&mut self) -> Result<(), Error> {
+        let mut one = Vec::new();
+        loop {
+            let idle = self.compacting_since.is_none() && self.jobs.is_empty();
+            let patience = (!idle).then_some(Duration::ZERO);
+            if self.links.commit.take_up_to(1, &mut one, patience) == Taken::Closed {
+                return Ok(());
+            }
+            if let Some(request) = one.pop() {
+                self.carry_out(request)?;
+            }
+            self.compact()?;
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.links.env.clock.now()
+    }
+
+    fn carry_out(&mut self, request: CommitRequest) -> Result<(), Error> {
+        match request {
+            CommitRequest::Segment {
+                sealed,
+                answers,
+                snapshot,
+            } => self.commit(sealed.as_deref(), answers, snapshot),
+            CommitRequest::Compaction(job) => {
+                self.jobs.push_back(job);
+                Ok(())
+            }
+            CommitRequest::Defragment(ticket) => self.defragment(ticket),
+        }
+    }
+
+    fn commit(
+        &mut self,
+        sealed: Option<&Sealed>,
+        answers: Vec<Ticket>,
+        snapshot: bool,
+    ) -> Result<(), Error> {
+        let durable = match sealed {
+            Some(sealed) => self.commit_segment(sealed)?,
+            None => self.committer.durable()?,
+        };
+        let mut outbox = Outbox::default();
+        for ticket in answers {
+            outbox.add(ticket, Reply::Durable(durable.clone()));
+        }
+        outbox.send(&*self.links.replies);
+        self.snapshots.after_commit(&self.links, &durable, snapshot)
+    }
+
+    fn commit_segment(&mut self, sealed: &Sealed) -> Result<Durable, Error> {
+        let synced = self.links.synced.load(Ordering::Acquire);
+        assert!(
+            sealed.boundary.index.0 <= synced,
+            "the file would hold entry {}, but the own log ends at {synced}",
+            sealed.boundary.index
+        );
+        let begun = self.now();
+        let durable = self.committer.commit(sealed)?;
+        self.links
+            .stats
+            .backend_commit
+            .observe(self.now().saturating_sub(begun));
+        Ok(durable)
+    }
+
+    /// One transaction of the running compaction, or the beginning of the next one.
+    fn compact(&mut self) -> Result<(), Error> {
+        if self.compacting_since.is_none() {
+            let Some(job) = self.jobs.pop_front() else {
+                return Ok(());
+            };
+            self.compacting_since = Some(self.now());
+            self.committer.begin_compaction(*job);
+        }
+        match self.committer.continue_compaction()? {
+            JobProgress::More => {}
+            JobProgress::Idle => self.compacting_since = None,
+            JobProgress::Finished { revision } => {
+                let begun = self.compacting_since.take().unwrap_or_default();
+                self.finished(revision, self.now().saturating_sub(begun));
+            }
+        }
+        Ok(())
+    }
+
+    fn finished(&self, revision: i64, took: Duration) {
+        let hashes = self.links.shared.compaction_hashes();
+        let hash = hashes
+            .iter()
+            .find(|hash| hash.compact_revision == revision)
+            .map(|it| it.hash);
+        let sizes = self.links.shared.sizes();
+        tracing::info!(
+            "compact-revision" = revision,
+            took = ?took,
+            hash,
+            "current-db-size-bytes" = sizes.total,
+            "current-db-size-in-use-bytes" = sizes.in_use,
+            "finished scheduled compaction"
+        );
+        drop(
+            self.links
+                .apply
+                .push_always(ApplyRequest::CompactionFinished, 0),
+        );
+    }
+
+    fn defragment(&mut self, ticket: Option<Ticket>) -> Result<(), Error> {
+        let path = self.links.config.db_path();
+        let before = self.links.shared.sizes();
+        tracing::info!(
+            path = %path.display(),
+            "current-db-size-bytes" = before.total,
+            "current-db-size-in-use-bytes" = before.in_use,
+            "defragmenting"
+        );
+        self.links.stats.defrag_in_flight.set(1);
+        let begun = self.now();
+        if let Err(error) = self.committer.defragment() {
+            self.links.stats.defrag_in_flight.set(0);
+            // A disk without room for the copy is no reason to end, as long as the old file serves.
+            self.committer.durable()?;
+            tracing::error!(path = %path.display(), %error, "failed to defragment");
+            if let Some(ticket) = ticket {
+                self.links.reply(ticket, Reply::Failed(error.to_string()));
+            }
+            return Ok(());
+        }
+        let took = self.now().saturating_sub(begun);
+        self.links.stats.defrag_in_flight.set(0);
+        self.links.stats.defrag.observe(took);
+        let after = self.links.shared.sizes();
+        tracing::info!(
+            path = %path.display(),
+            "current-db-size-bytes-diff" = after.total.cast_signed() - before.total.cast_signed(),
+            "current-db-size-bytes" = after.total,
+            "current-db-size-in-use-bytes" = after.in_use,
+            took = ?took,
+            "finished defragmenting directory"
+        );
+        if let Some(ticket) = ticket {
+            self.links.reply(ticket, Reply::Done);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,215 @@
+//! The consensus thread: the core's mailbox and its clock.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use keelson_proto::ApiError;
+use keelson_proto::entry::ConfChangeKind;
+use keelson_proto::ids::RequestId;
+
+use crate::apply::ApplyRequest;
+use crate::core::{Core, Input, Outputs};
+use crate::duty::DutyEvent;
+use crate::env::millis;
+use crate::links::Links;
+use crate::log::LogRequest;
+use crate::mailbox::Taken;
+use crate::ticket::{Asker, Outbox, Reply};
+
+/// When ticks are due.
+#[derive(Debug)]
+struct Ticker {
+    interval: Duration,
+    next: Duration,
+}
+
+impl Ticker {
+    /// Whether a tick is due, and how many were missed before it. Missed ones are not made up for: an
+    /// election timeout is about what was heard while this thread ran.
+    fn due(&mut self, now: Duration) -> Option<u64> {
+        if now < self.next {
+            return None;
+        }
+        let late = (now - self.next).as_millis() / self.interval.as_millis().max(1);
+        self.next = if late == 0 {
+            self.next + self.interval
+        } else {
+            now + self.interval
+        };
+        Some(u64::try_from(late).unwrap_or(u64::MAX))
+    }
+}
+
+/// Runs until the mailbox is closed and empty.
+pub(crate) fn run(links: &Arc<Links>, core: Core) {
+    let mut thread = Thread {
+        links,
+        core,
+        led: false,
+    };
+    if let Err(error) = thread.run() {
+        links.fail(&error);
+    }
+}
+
+struct Thread<'a> {
+    links: &'a Arc<Links>,
+    core: Core,
+    led: bool,
+}
+
+impl Thread<'_> {
+    fn run(&mut self) -> Result<(), crate::Error> {
+        let interval = self.links.config.heartbeat;
+        let mut ticker = Ticker {
+            interval,
+            next: self.now() + interval,
+        };
+        let mut inputs = Vec::new();
+        // What the core has to do before anything comes in, such as an election.
+        let outputs = self.core.handle([])?;
+        self.carry_out(outputs);
+        loop {
+            let timeout = ticker.next.saturating_sub(self.now());
+            if self.links.consensus.take(&mut inputs, Some(timeout)) == Taken::Closed {
+                break;
+            }
+            if let Some(missed) = ticker.due(self.now()) {
+                self.tick(missed, interval);
+                inputs.push(Input::Tick);
+            }
+            self.prepare(&inputs);
+            let outputs = self.core.handle(inputs.drain(..))?;
+            self.carry_out(outputs);
+        }
+        if !self.links.is_killed() {
+            let outputs = self.core.flush();
+            self.carry_out(outputs);
+        }
+        Ok(())
+    }
+
+    fn now(&self) -> Duration {
+        self.links.env.clock.now()
+    }
+
+    fn tick(&self, missed: u64, interval: Duration) {
+        self.links
+            .published
+            .ticked
+            .store(millis(self.now()), Ordering::Release);
+        if missed > 0 {
+            self.links.stats.missed_ticks.add(missed);
+            tracing::warn!(
+                missed,
+                "heartbeat-interval" = ?interval,
+                "{} A tick missed to fire. Node blocks too long!",
+                self.links.identity.member
+            );
+        }
+    }
+
+    /// What others must know before the core sees the inputs.
+    fn prepare(&self, inputs: &[Input]) {
+        for input in inputs {
+            match input {
+                Input::Propose(proposal) => {
+                    if let Some(waiter) = proposal.waiter {
+                        self.links.waiters.insert(proposal.id, waiter);
+                    }
+                }
+                Input::ConfChange(change) if change.kind == ConfChangeKind::AddNode => {
+                    self.links.gate.set_only_voter(false);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn carry_out(&mut self, outputs: Outputs) {
+        let links = self.links;
+        self.publish();
+        for append in outputs.appends {
+            let weight = append.entries.len() as u64;
+            drop(links.log.push_always(LogRequest::Append(append), weight));
+        }
+        if !outputs.messages.is_empty() {
+            links.peers.send(outputs.messages);
+        }
+        if !outputs.apply.is_empty() {
+            let weight = outputs.apply.len() as u64;
+            drop(
+                links
+                    .apply
+                    .push_always(ApplyRequest::Entries(outputs.apply), weight),
+            );
+        }
+        links.proposals.release(outputs.released_bytes);
+        let mut outbox = Outbox::default();
+        for ticket in outputs.readable {
+            outbox.add(ticket, Reply::Readable);
+        }
+        for ticket in outputs.unreadable {
+            outbox.add(ticket, Reply::Refused(ApiError::LeaderChanged));
+        }
+        for (id, error) in outputs.dropped {
+            refuse(links, &mut outbox, id, error);
+        }
+        outbox.send(&*links.replies);
+    }
+
+    /// Tells everybody who leads. Before what follows from it reaches the log or apply.
+    fn publish(&mut self) {
+        let links = self.links;
+        let view = self.core.view();
+        links.published.store(&view);
+        links
+            .awaits_apply
+            .store(self.core.awaits_apply(), Ordering::SeqCst);
+        links.gate.set_only_voter(view.only_voter);
+        links.gate.set_leads(view.leads.then_some(view.term));
+        if self.led && !view.leads {
+            // Apply promotes under the same lock, and looks at the gate there.
+            links.shared.deadlines().demote();
+        }
+        if self.led != view.leads {
+            self.led = view.leads;
+            drop(links.duty.push_always(DutyEvent::Leads(view.leads), 1));
+        }
+    }
+}
+
+/// Answers a proposal that will not be in the log.
+fn refuse(links: &Links, outbox: &mut Outbox, id: RequestId, error: ApiError) {
+    links.stats.proposals_failed.add(1);
+    let Some(waiter) = links.waiters.remove(id) else {
+        return;
+    };
+    match waiter.asker {
+        Asker::Ticket(ticket) => outbox.add(ticket, Reply::Refused(error)),
+        Asker::Duty(duty) => drop(links.duty.push_always(DutyEvent::Done(duty, Err(error)), 1)),
+        Asker::Alarm => drop(links.apply.push_always(ApplyRequest::AlarmDropped, 1)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ticks_keep_their_beat_and_missed_ones_are_counted_not_made_up_for() {
+        let millis = Duration::from_millis;
+        let mut ticker = Ticker {
+            interval: millis(100),
+            next: millis(100),
+        };
+        assert_eq!(ticker.due(millis(99)), None);
+        assert_eq!(ticker.due(millis(130)), Some(0));
+        assert_eq!(ticker.due(millis(199)), None);
+        assert_eq!(ticker.due(millis(200)), Some(0));
+        assert_eq!(ticker.due(millis(650)), Some(3));
+        assert_eq!(ticker.due(millis(749)), None);
+        assert_eq!(ticker.due(millis(750)), Some(0));
+    }
+}

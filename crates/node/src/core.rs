@@ -1,0 +1,606 @@
+//! The consensus loop: inputs to outputs, with no clock, thread, disk or socket.
+//!
+//! Around `keelson_raft`'s state machine, in its asynchronous-storage mode:
+//!
+//! 1. what is to be written goes out as [`Append`]s, numbered; what waits for a write (own answers of
+//!    the storage, messages to others) is held here and released by [`Input::Synced`], never by
+//!    whoever writes;
+//! 2. an entry goes out to be applied only when it is committed *and* synced in the own log;
+//! 3. up to a given index the log is applied before the member campaigns, counts a quorum or votes;
+//! 4. a hard state that only moved its commit index waits for the next write or tick: it may be lost.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use keelson_proto::ApiError;
+use keelson_proto::entry::{ConfChange, ConfState, Entry, HardState};
+use keelson_proto::ids::{LogIndex, MemberId, RequestId, Term};
+use keelson_proto::message::{Message, MessageKind};
+use keelson_raft::{
+    APPEND_THREAD, APPLY_THREAD, AnyConfChange, RawNode, Ready, Role, Storage as _,
+};
+
+use crate::budget;
+use crate::memory_log::MemoryLog;
+use crate::read::Reads;
+use crate::ticket::Waiter;
+use crate::{Error, Ticket};
+
+/// What a proposal holds.
+#[derive(Clone, Debug)]
+pub enum Content {
+    /// An encoded request.
+    Request(Bytes),
+    /// A configuration change.
+    ConfChange(ConfChange),
+}
+
+impl Content {
+    /// Its size, in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Content::Request(data) => data.len() as u64,
+            Content::ConfChange(change) => change.context.len() as u64,
+        }
+    }
+}
+
+/// Something to be put into the log.
+#[derive(Clone, Debug)]
+pub struct Proposal {
+    /// The request's id.
+    pub id: RequestId,
+    /// What.
+    pub content: Content,
+    /// Who waits; for the thread around the core.
+    pub waiter: Option<Waiter>,
+}
+
+/// What happens to a member.
+#[derive(Debug)]
+pub enum Input {
+    /// A heartbeat interval has passed.
+    Tick,
+    /// A request for the log.
+    Propose(Proposal),
+    /// A read that wants to see everything that is committed by now.
+    ReadBarrier(Ticket),
+    /// The writes up to this number are in the own log for good.
+    Synced {
+        /// The number of the last such [`Append`].
+        upto: u64,
+    },
+    /// The entries up to this one are applied.
+    Applied {
+        /// The last such entry.
+        index: LogIndex,
+    },
+    /// The configuration change of an entry that is being applied; comes before its `Applied`.
+    ConfChange(ConfChange),
+    /// A message of another member.
+    Step(Message),
+    /// Leadership is to be handed over.
+    TransferLeader(MemberId),
+}
+
+/// Something to be written to the own log.
+#[derive(Debug)]
+pub struct Append {
+    /// Writes are numbered from 1 on, without gaps.
+    pub number: u64,
+    /// The hard state, if it changed.
+    pub hard_state: Option<HardState>,
+    /// Entries, in place of what the log has from the first of them on.
+    pub entries: Vec<Entry>,
+    /// Whether anybody waits for the disk.
+    pub must_sync: bool,
+}
+
+/// What is to be done, in the order of the fields.
+#[derive(Debug, Default)]
+pub struct Outputs {
+    /// To be written.
+    pub appends: Vec<Append>,
+    /// To be sent to other members.
+    pub messages: Vec<Message>,
+    /// To be applied.
+    pub apply: Vec<Entry>,
+    /// Reads that may look at the state.
+    pub readable: Vec<Ticket>,
+    /// Reads that must be asked for again.
+    pub unreadable: Vec<Ticket>,
+    /// Proposals that will not be in the log.
+    pub dropped: Vec<(RequestId, ApiError)>,
+    /// Bytes of proposals that are on their way to the own log no longer.
+    pub released_bytes: u64,
+}
+
+/// What others may know.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct View {
+    /// The leader, or nobody.
+    pub leader: MemberId,
+    /// Whether that is this member.
+    pub leads: bool,
+    /// Whether this member is the only voter.
+    pub only_voter: bool,
+    /// Whether this member has no vote.
+    pub is_learner: bool,
+    /// The term.
+    pub term: Term,
+    /// Up to here the log is committed.
+    pub committed: LogIndex,
+    /// How often another leader was seen.
+    pub leader_changes: u64,
+}
+
+/// How a core behaves.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// raft's own options.
+    pub raft: keelson_raft::Config,
+    /// Up to here the log is applied before this member takes part.
+    pub replay_to: LogIndex,
+    /// Whether a lone voter campaigns as soon as it may.
+    pub campaign_at_once: bool,
+    /// Ticks after which nobody waits for a request any more.
+    pub patience_ticks: u64,
+    /// Contexts of read index requests are counted from here on.
+    pub first_context: u64,
+}
+
+/// A write that is on its way, and what waits for it.
+#[derive(Debug)]
+struct Writing {
+    number: u64,
+    hard_state: Option<HardState>,
+    entries: Vec<Entry>,
+    responses: Vec<Message>,
+}
+
+/// The state of the loop.
+#[derive(Debug)]
+pub struct Core {
+    raft: RawNode<MemoryLog>,
+    options: Options,
+    conf_state: ConfState,
+    ticks: u64,
+    appends: u64,
+    writing: VecDeque<Writing>,
+    /// Entries that are being applied: the last of each parcel, and what raft is told then.
+    applying: VecDeque<(LogIndex, Message)>,
+    applied: LogIndex,
+    /// A hard state that nobody waits for.
+    lazy_state: Option<HardState>,
+    /// Proposals that came while there was no leader, each with its tick.
+    held: VecDeque<(Proposal, u64)>,
+    /// Own proposals that the own log does not have yet: the last index of each batch, its bytes.
+    accepted: VecDeque<(LogIndex, u64)>,
+    reads: Reads,
+    leader_changes: u64,
+    lead: MemberId,
+    campaigned: bool,
+    /// Messages of others that came before the log was applied far enough.
+    early: Vec<Message>,
+    out: Outputs,
+}
+
+/// Messages that are kept until the member takes part; senders repeat what is lost.
+const EARLY_MAX: usize = 64;
+
+impl Core {
+    /// Starts from a log. `applied` is up to where the state has it; `draw` spreads elections.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Raft`].
+    pub fn new(
+        options: Options,
+        log: MemoryLog,
+        applied: LogIndex,
+        draw: keelson_raft::Draw,
+    ) -> Result<Core, Error> {
+        let (_, conf_state) = log.initial_state();
+        let mut config = options.raft.clone();
+        config.async_storage_writes = true;
+        config.applied = applied;
+        let raft = RawNode::new(config, log, draw)?;
+        Ok(Core {
+            reads: Reads::new(options.first_context, options.patience_ticks),
+            options,
+            conf_state,
+            ticks: 0,
+            appends: 0,
+            writing: VecDeque::new(),
+            applying: VecDeque::new(),
+            applied,
+            lazy_state: None,
+            held: VecDeque::new(),
+            accepted: VecDeque::new(),
+            leader_changes: 0,
+            lead: MemberId::NONE,
+            campaigned: false,
+            early: Vec::new(),
+            out: Outputs::default(),
+            raft,
+        })
+    }
+
+    /// Takes inputs, in order, and says what is to be done. Proposals and read barriers are taken
+    /// together, behind everything else: one step of raft for all of them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ConfChange`] if a committed change does not fit: the member cannot go on.
+    pub fn handle(&mut self, inputs: impl IntoIterator<Item = Input>) -> Result<Outputs, Error> {
+        let mut proposals = Vec::new();
+        for input in inputs {
+            match input {
+                Input::Tick => self.tick(),
+                Input::Propose(proposal) => proposals.push(proposal),
+                Input::ReadBarrier(ticket) => self.reads.push(ticket, self.ticks),
+                Input::Synced { upto } => self.synced(upto),
+                Input::Applied { index } => self.applied(index),
+                Input::ConfChange(change) => self.conf_change(&change)?,
+                Input::Step(message) => self.step(message),
+                Input::TransferLeader(to) => self.raft.transfer_leader(to),
+            }
+        }
+        self.take_part();
+        self.propose_held();
+        self.propose(proposals);
+        self.ask_for_reads();
+        self.drain();
+        if self.reads.wait_for_a_round() {
+            // What was just committed may be the first of the term.
+            self.ask_for_reads();
+            self.drain();
+        }
+        Ok(std::mem::take(&mut self.out))
+    }
+
+    /// Gives out the hard state that still waits, for a clean stop.
+    pub fn flush(&mut self) -> Outputs {
+        self.write_lazy_state();
+        std::mem::take(&mut self.out)
+    }
+
+    /// What others may know.
+    #[must_use]
+    pub fn view(&self) -> View {
+        let id = self.raft.id();
+        View {
+            leader: self.raft.lead(),
+            leads: self.raft.role() == Role::Leader,
+            only_voter: self.is_only_voter(),
+            is_learner: self.conf_state.learners.contains(&id),
+            term: self.raft.term(),
+            committed: self.raft.committed(),
+            leader_changes: self.leader_changes,
+        }
+    }
+
+    /// Whether something waits for entries to be applied, so that [`Input::Applied`] must not be late:
+    /// reads, the start, or committed entries that are handed out a part at a time.
+    #[must_use]
+    pub fn awaits_apply(&self) -> bool {
+        !self.takes_part()
+            || self.reads.awaits_apply()
+            || self
+                .applying
+                .back()
+                .is_some_and(|(last, _)| *last < self.raft.committed())
+            || self.raft.storage().bytes() > budget::RAFT_LOG_BYTES
+    }
+
+    /// Proposals that wait for a leader.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.held.len()
+    }
+
+    fn is_only_voter(&self) -> bool {
+        self.conf_state.voters == [self.raft.id()] && self.conf_state.voters_outgoing.is_empty()
+    }
+
+    fn takes_part(&self) -> bool {
+        self.applied >= self.options.replay_to
+    }
+
+    fn tick(&mut self) {
+        self.ticks += 1;
+        self.write_lazy_state();
+        self.reads.expire(self.ticks);
+        self.expire_held();
+        if self.takes_part() {
+            self.raft.tick();
+        }
+    }
+
+    fn expire_held(&mut self) {
+        let patience = self.options.patience_ticks;
+        while let Some((proposal, _)) = self
+            .held
+            .pop_front_if(|(_, came)| self.ticks >= *came + patience)
+        {
+            self.drop_proposal(&proposal, ApiError::Timeout);
+        }
+    }
+
+    fn drop_proposal(&mut self, proposal: &Proposal, error: ApiError) {
+        self.out.released_bytes += proposal.content.bytes();
+        self.out.dropped.push((proposal.id, error));
+    }
+
+    fn step(&mut self, message: Message) {
+        if message.kind == MessageKind::Snap {
+            // There is nobody yet who would put the snapshot's file in place.
+            tracing::warn!(from = %message.from, "dropped a snapshot of another member");
+            return;
+        }
+        if !self.takes_part() {
+            if self.early.len() < EARLY_MAX {
+                self.early.push(message);
+            }
+            return;
+        }
+        if let Err(error) = self.raft.step(message) {
+            tracing::debug!(%error, "a message of another member was not taken");
+        }
+    }
+
+    /// Begins to take part once the log is applied far enough.
+    fn take_part(&mut self) {
+        if !self.takes_part() {
+            return;
+        }
+        for message in std::mem::take(&mut self.early) {
+            self.step(message);
+        }
+        if !self.campaigned && self.options.campaign_at_once && self.is_only_voter() {
+            self.campaigned = true;
+            self.raft.campaign();
+            self.drain();
+        }
+    }
+
+    fn propose_held(&mut self) {
+        if !self.held.is_empty() && !self.raft.lead().is_none() {
+            let held = self.held.drain(..).map(|(proposal, _)| proposal).collect();
+            self.propose(held);
+        }
+    }
+
+    /// One step of raft for a run of requests, one for each configuration change.
+    fn propose(&mut self, proposals: Vec<Proposal>) {
+        if proposals.is_empty() {
+            return;
+        }
+        if self.raft.lead().is_none() {
+            let tick = self.ticks;
+            self.held
+                .extend(proposals.into_iter().map(|proposal| (proposal, tick)));
+            return;
+        }
+        let mut run = Vec::new();
+        for proposal in proposals {
+            match &proposal.content {
+                Content::Request(_) => run.push(proposal),
+                Content::ConfChange(change) => {
+                    self.propose_run(&mut run);
+                    match self.raft.propose_conf_change(change.clone()) {
+                        Ok(()) => self.accept(proposal.content.bytes()),
+                        Err(_) => self.drop_proposal(&proposal, ApiError::ProposalDropped),
+                    }
+                }
+            }
+        }
+        self.propose_run(&mut run);
+    }
+
+    fn propose_run(&mut self, run: &mut Vec<Proposal>) {
+        if run.is_empty() {
+            return;
+        }
+        let data = run.iter().filter_map(|proposal| match &proposal.content {
+            Content::Request(data) => Some(data.clone()),
+            Content::ConfChange(_) => None,
+        });
+        match self.raft.propose_batch(data) {
+            Ok(()) => self.accept(run.iter().map(|proposal| proposal.content.bytes()).sum()),
+            Err(_) => {
+                for proposal in run.iter() {
+                    self.drop_proposal(proposal, ApiError::ProposalDropped);
+                }
+            }
+        }
+        run.clear();
+    }
+
+    /// Counts proposals until the own log has them; those that went to another leader are its.
+    fn accept(&mut self, bytes: u64) {
+        if self.raft.role() == Role::Leader {
+            self.accepted.push_back((self.raft.last_index(), bytes));
+        } else {
+            self.out.released_bytes += bytes;
+        }
+    }
+
+    /// Begins a round for the reads that wait. Not while this member leads and has nothing of its
+    /// term committed: a log that comes back from a crash may hold more that was acknowledged than
+    /// its commit index says, and raft answers a lone voter with that index at once.
+    fn ask_for_reads(&mut self) {
+        let early = self.raft.role() == Role::Leader && !self.raft.has_committed_in_term();
+        if !early
+            && !self.raft.lead().is_none()
+            && let Some(context) = self.reads.ask(self.ticks)
+        {
+            self.raft.read_index(context);
+        }
+    }
+
+    /// Releases what waited for writes.
+    fn synced(&mut self, upto: u64) {
+        let mut released = Vec::new();
+        while let Some(writing) = self.writing.pop_front_if(|writing| writing.number <= upto) {
+            let log = self.raft.storage_mut();
+            log.append(&writing.entries);
+            if let Some(state) = writing.hard_state {
+                log.set_hard_state(state);
+            }
+            released.push(writing.responses);
+        }
+        let last = self.raft.storage().last_index();
+        while let Some((_, bytes)) = self.accepted.pop_front_if(|(index, _)| *index <= last) {
+            self.out.released_bytes += bytes;
+        }
+        for responses in released {
+            self.deliver(responses);
+        }
+        self.drain();
+    }
+
+    /// Answers of the own storage go to raft, everything else to other members.
+    fn deliver(&mut self, responses: Vec<Message>) {
+        for message in responses {
+            if message.to != self.raft.id() {
+                self.out.messages.push(message);
+            } else if let Err(error) = self.raft.step(message) {
+                tracing::debug!(%error, "an own message was not taken");
+            }
+        }
+    }
+
+    fn applied(&mut self, index: LogIndex) {
+        assert!(
+            index >= self.applied,
+            "apply never goes back: {} to {index}",
+            self.applied
+        );
+        self.applied = index;
+        let mut answers = Vec::new();
+        while let Some((_, answer)) = self.applying.pop_front_if(|(last, _)| *last <= index) {
+            answers.push(answer);
+        }
+        self.deliver(answers);
+        self.raft.storage_mut().trim(index);
+        self.reads.applied(index, &mut self.out.readable);
+        self.drain();
+    }
+
+    fn conf_change(&mut self, change: &ConfChange) -> Result<(), Error> {
+        if change.member.is_none() {
+            // It was refused; raft would change nothing either.
+            return Ok(());
+        }
+        let change = AnyConfChange::from(change.clone()).into_v2();
+        self.conf_state = self.raft.apply_conf_change(&change)?;
+        Ok(())
+    }
+
+    /// Carries out what raft asks for until it asks for nothing.
+    fn drain(&mut self) {
+        while self.raft.has_ready() {
+            let ready = self.raft.ready();
+            self.carry_out(ready);
+        }
+    }
+
+    fn carry_out(&mut self, ready: Ready) {
+        if let Some(soft_state) = ready.soft_state {
+            self.follow(soft_state.lead, soft_state.role);
+        }
+        for state in ready.read_states {
+            self.reads.answered(&state.context, state.index);
+        }
+        self.reads.applied(self.applied, &mut self.out.readable);
+        for message in ready.messages {
+            if message.to == APPEND_THREAD {
+                self.write(message, ready.hard_state, ready.must_sync);
+            } else if message.to == APPLY_THREAD {
+                self.apply(message);
+            } else {
+                self.out.messages.push(message);
+            }
+        }
+    }
+
+    fn follow(&mut self, lead: MemberId, role: Role) {
+        if !lead.is_none() && lead != self.lead {
+            self.leader_changes += 1;
+            let failed = self.reads.leader_changed();
+            self.out.unreadable.extend(failed);
+        }
+        self.lead = lead;
+        if role != Role::Leader {
+            let gone = self.accepted.drain(..).map(|(_, bytes)| bytes).sum::<u64>();
+            self.out.released_bytes += gone;
+        }
+    }
+
+    /// Sends a write on its way. Where nothing needs the disk, what waits joins the last write that
+    /// does.
+    fn write(&mut self, message: Message, hard_state: Option<HardState>, must_sync: bool) {
+        if message.entries.is_empty() && !must_sync {
+            self.lazy_state = hard_state.or(self.lazy_state);
+            match self.writing.back_mut() {
+                Some(last) => last.responses.extend(message.responses),
+                None => self.deliver(message.responses),
+            }
+            return;
+        }
+        let hard_state = hard_state.or(self.lazy_state.take());
+        self.lazy_state = None;
+        self.send_append(hard_state, message.entries, message.responses, must_sync);
+    }
+
+    fn write_lazy_state(&mut self) {
+        if let Some(state) = self.lazy_state.take() {
+            self.send_append(Some(state), Vec::new(), Vec::new(), false);
+        }
+    }
+
+    fn send_append(
+        &mut self,
+        hard_state: Option<HardState>,
+        entries: Vec<Entry>,
+        responses: Vec<Message>,
+        must_sync: bool,
+    ) {
+        self.appends += 1;
+        let number = self.appends;
+        self.out.appends.push(Append {
+            number,
+            hard_state,
+            entries: entries.clone(),
+            must_sync,
+        });
+        self.writing.push_back(Writing {
+            number,
+            hard_state,
+            entries,
+            responses,
+        });
+    }
+
+    fn apply(&mut self, mut message: Message) {
+        let synced = self.raft.storage().last_index();
+        let Some(last) = message.entries.last().map(|entry| entry.index) else {
+            return;
+        };
+        assert!(
+            last <= synced,
+            "entry {last} would be applied before it is in the own log, which ends at {synced}"
+        );
+        self.out.apply.append(&mut message.entries);
+        let answer = message
+            .responses
+            .into_iter()
+            .find(|answer| answer.kind == MessageKind::StorageApplyResp);
+        self.applying.extend(answer.map(|answer| (last, answer)));
+    }
+}
+
+#[cfg(test)]
+mod tests;

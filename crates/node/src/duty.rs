@@ -1,0 +1,409 @@
+//! What a member does by itself: it tells its attributes, and, as leader, sets the cluster's version,
+//! revokes leases that have expired, writes down what is left of long ones, and compacts.
+//!
+//! [`Duties`] decides, purely; the thread around it carries out.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use keelson_proto::ApiError;
+use keelson_proto::ids::{LeaseId, MemberId};
+use keelson_proto::rpc::etcdserverpb::{
+    AlarmRequest, AlarmType, CompactionRequest, InternalRaftRequest, LeaseCheckpointRequest,
+    LeaseRevokeRequest, alarm_request::AlarmAction,
+};
+use keelson_proto::rpc::membershippb::{
+    Attributes, ClusterMemberAttrSetRequest, ClusterVersionSetRequest,
+};
+use keelson_store::lease::{CHECKPOINTS_PER_REQUEST, EXPIRED_PER_CHECK, EXPIRY_CHECK_EVERY};
+use keelson_store::member::Membership;
+use semver::Version;
+
+use crate::AutoCompaction;
+use crate::auto_compaction::Compactor;
+use crate::links::Links;
+use crate::mailbox::Taken;
+use crate::snapshot::{PURGE_EVERY, purge_old};
+use crate::ticket::{Asker, Duty};
+
+/// How often a leader looks at the cluster's version.
+const VERSION_EVERY: Duration = Duration::from_secs(4);
+
+/// The leader's deadlines count only while its consensus thread ticks at least this often, in
+/// heartbeat intervals.
+const STALE_TICKS: u32 = 3;
+
+/// What the duties are told.
+#[derive(Debug)]
+pub(crate) enum DutyEvent {
+    /// This member leads, or does no longer.
+    Leads(bool),
+    /// The first entry of the term in which this member leads was applied.
+    FirstCommit,
+    /// A request of this member came to an end.
+    Done(Duty, Result<(), ApiError>),
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Action {
+    Publish,
+    SetVersion(Version),
+    /// Look at the deadlines of leases.
+    Leases,
+    Compact(i64),
+    Purge,
+}
+
+/// What the duties look at.
+struct Facts<'a> {
+    now: Duration,
+    revision: i64,
+    membership: &'a Membership,
+}
+
+/// Decides what to do, and when. Pure.
+#[derive(Debug)]
+struct Duties {
+    version: Version,
+    retry: Duration,
+    leads: bool,
+    /// The first entry of the term was applied.
+    settled: bool,
+    /// When to tell name and client URLs, as long as that was not applied.
+    publish_at: Option<Duration>,
+    version_at: Duration,
+    leases_at: Duration,
+    purge_at: Duration,
+    compactor: Compactor,
+}
+
+impl Duties {
+    fn new(
+        version: Version,
+        retry: Duration,
+        compaction: AutoCompaction,
+        now: Duration,
+        revision: i64,
+    ) -> Duties {
+        Duties {
+            version,
+            retry,
+            leads: false,
+            settled: false,
+            publish_at: Some(now),
+            version_at: now,
+            leases_at: now,
+            purge_at: now + PURGE_EVERY,
+            compactor: Compactor::new(compaction, now, revision),
+        }
+    }
+
+    /// Takes what happened; true if the member is published by it.
+    fn take(&mut self, event: &DutyEvent, now: Duration) -> bool {
+        match event {
+            DutyEvent::Leads(leads) => {
+                self.leads = *leads;
+                self.settled = false;
+            }
+            DutyEvent::FirstCommit => {
+                self.settled = true;
+                self.version_at = now;
+            }
+            DutyEvent::Done(Duty::Publish, Ok(())) => {
+                let first = self.publish_at.is_some();
+                self.publish_at = None;
+                return first;
+            }
+            DutyEvent::Done(Duty::Publish, Err(_)) => {
+                self.publish_at = self.publish_at.map(|at| at.min(now));
+            }
+            DutyEvent::Done(Duty::Compaction, result) => {
+                self.compactor
+                    .done(now, matches!(result, Ok(()) | Err(ApiError::Compacted)));
+            }
+            DutyEvent::Done(
+                Duty::ClusterVersion | Duty::LeaseRevoke | Duty::LeaseCheckpoint,
+                _,
+            ) => {}
+        }
+        false
+    }
+
+    /// What is due now.
+    fn due(&mut self, facts: &Facts<'_>) -> Vec<Action> {
+        let now = facts.now;
+        let mut actions = Vec::new();
+        if self.publish_at.is_some_and(|at| now >= at) {
+            self.publish_at = Some(now + self.retry);
+            actions.push(Action::Publish);
+        }
+        if self.settled && now >= self.version_at {
+            self.version_at = now + VERSION_EVERY;
+            actions.extend(
+                self.wanted_version(facts.membership)
+                    .map(Action::SetVersion),
+            );
+        }
+        if now >= self.leases_at {
+            self.leases_at = now + Duration::from_millis(EXPIRY_CHECK_EVERY);
+            actions.extend(self.settled.then_some(Action::Leases));
+        }
+        if now >= self.purge_at {
+            self.purge_at = now + PURGE_EVERY;
+            actions.push(Action::Purge);
+        }
+        let paused = !self.leads;
+        actions.extend(
+            self.compactor
+                .look(now, facts.revision, paused)
+                .map(Action::Compact),
+        );
+        actions
+    }
+
+    /// When something is due next.
+    fn next(&self) -> Duration {
+        let mut next = self.leases_at.min(self.purge_at);
+        if self.settled {
+            next = next.min(self.version_at);
+        }
+        let others = [self.publish_at, self.compactor.next()];
+        others.into_iter().flatten().fold(next, Duration::min)
+    }
+
+    /// The cluster's version is that of its oldest member and only rises, but for a downgrade that
+    /// was asked for: one minor version down.
+    fn wanted_version(&self, membership: &Membership) -> Option<Version> {
+        let own = Version::new(self.version.major, self.version.minor, 0);
+        let downgrade = membership.downgrade();
+        let wanted = if downgrade.enabled {
+            let target = Version::parse(&downgrade.target_version).ok()?;
+            let fits = target.major == own.major && target.minor + 1 == own.minor;
+            fits.then_some(target)?
+        } else {
+            own
+        };
+        match membership.version() {
+            None => Some(wanted),
+            Some(version) if wanted > *version => Some(wanted),
+            Some(version) if downgrade.enabled && wanted < *version => Some(wanted),
+            Some(_) => None,
+        }
+    }
+}
+
+/// Runs until the mailbox is closed.
+pub(crate) fn run(links: &Arc<Links>) {
+    let config = &links.config;
+    let mut thread = Thread {
+        links,
+        duties: Duties::new(
+            config.version.clone(),
+            config.request_timeout(),
+            config.auto_compaction,
+            links.env.clock.now(),
+            links.shared.revision(),
+        ),
+    };
+    let mut events = Vec::new();
+    loop {
+        let patience = thread.duties.next().saturating_sub(links.env.clock.now());
+        if links.duty.take(&mut events, Some(patience)) == Taken::Closed {
+            return;
+        }
+        thread.work(&mut events);
+    }
+}
+
+struct Thread<'a> {
+    links: &'a Arc<Links>,
+    duties: Duties,
+}
+
+impl Thread<'_> {
+    fn work(&mut self, events: &mut Vec<DutyEvent>) {
+        let now = self.links.env.clock.now();
+        for event in events.drain(..) {
+            if let DutyEvent::Done(Duty::Compaction, result) = &event {
+                self.log_compaction(result);
+            }
+            if self.duties.take(&event, now) {
+                self.published();
+            }
+        }
+        let membership = self.links.shared.members();
+        let revision = self.links.shared.revision();
+        let facts = Facts {
+            now,
+            revision,
+            membership: &membership,
+        };
+        for action in self.duties.due(&facts) {
+            self.carry_out(action, &membership);
+        }
+    }
+
+    fn published(&self) {
+        let links = self.links;
+        tracing::info!(
+            "local-member-id" = %links.identity.member,
+            "local-member-attributes" = ?(&links.config.name, &links.config.client_urls),
+            "cluster-id" = %links.identity.cluster,
+            "publish-timeout" = ?links.config.request_timeout(),
+            "published local member to cluster through raft"
+        );
+        links.set_ready();
+    }
+
+    fn carry_out(&mut self, action: Action, membership: &Membership) {
+        match action {
+            Action::Publish => self.publish(),
+            Action::SetVersion(version) => self.set_version(&version, membership),
+            Action::Leases => self.leases(),
+            Action::Compact(revision) => self.compact(revision),
+            Action::Purge => purge_old(&self.links.config, &self.links.env.files),
+        }
+    }
+
+    fn propose(&self, request: InternalRaftRequest, duty: Duty) -> bool {
+        let result = self.links.propose(request, Asker::Duty(duty));
+        if let Err(error) = &result {
+            tracing::debug!(%error, ?duty, "could not propose");
+        }
+        result.is_ok()
+    }
+
+    fn publish(&self) {
+        let config = &self.links.config;
+        let request = InternalRaftRequest {
+            cluster_member_attr_set: Some(ClusterMemberAttrSetRequest {
+                member_id: self.links.identity.member.0,
+                member_attributes: Some(Attributes {
+                    name: config.name.clone(),
+                    client_urls: config.client_urls.clone(),
+                }),
+            }),
+            ..InternalRaftRequest::default()
+        };
+        self.propose(request, Duty::Publish);
+    }
+
+    fn set_version(&self, version: &Version, membership: &Membership) {
+        let short = format!("{}.{}", version.major, version.minor);
+        match membership.version() {
+            None => tracing::info!(
+                "cluster-version" = short,
+                "setting up initial cluster version using v3 API"
+            ),
+            Some(from) => tracing::info!(
+                from = format!("{}.{}", from.major, from.minor),
+                to = short,
+                "updating cluster version using v3 API"
+            ),
+        }
+        let request = InternalRaftRequest {
+            cluster_version_set: Some(ClusterVersionSetRequest {
+                ver: version.to_string(),
+            }),
+            ..InternalRaftRequest::default()
+        };
+        self.propose(request, Duty::ClusterVersion);
+    }
+
+    /// Whether the consensus thread has ticked of late: a leader that was asleep may be none.
+    fn is_awake(&self) -> bool {
+        let ticked = Duration::from_millis(self.links.published.ticked.load(Ordering::Acquire));
+        let age = self.links.env.clock.now().saturating_sub(ticked);
+        age <= STALE_TICKS * self.links.config.heartbeat
+    }
+
+    fn leases(&self) {
+        if !self.is_awake() {
+            tracing::warn!("Ignore the lease revoking request because the raft loop did not tick");
+            return;
+        }
+        let now = self.links.env.ticks();
+        let (expired, checkpoints) = {
+            let mut deadlines = self.links.shared.deadlines();
+            let expired = deadlines.expired(now, EXPIRED_PER_CHECK);
+            (
+                expired,
+                deadlines.due_checkpoints(now, CHECKPOINTS_PER_REQUEST),
+            )
+        };
+        for LeaseId(id) in expired {
+            let request = InternalRaftRequest {
+                lease_revoke: Some(LeaseRevokeRequest { id }),
+                ..InternalRaftRequest::default()
+            };
+            if self.propose(request, Duty::LeaseRevoke) {
+                self.links.stats.leases_expired.add(1);
+            }
+        }
+        if !checkpoints.is_empty() {
+            let request = InternalRaftRequest {
+                lease_checkpoint: Some(LeaseCheckpointRequest { checkpoints }),
+                ..InternalRaftRequest::default()
+            };
+            self.propose(request, Duty::LeaseCheckpoint);
+        }
+    }
+
+    fn compact(&mut self, revision: i64) {
+        let mode = self.links.config.auto_compaction;
+        match mode {
+            AutoCompaction::Periodic(period) => tracing::info!(
+                revision,
+                "compact-period" = ?period,
+                "starting auto periodic compaction"
+            ),
+            AutoCompaction::Revision(retention) => tracing::info!(
+                revision,
+                "revision-compaction-retention" = retention,
+                "starting auto revision compaction"
+            ),
+            AutoCompaction::Off => {}
+        }
+        let request = InternalRaftRequest {
+            compaction: Some(CompactionRequest {
+                revision,
+                physical: false,
+            }),
+            ..InternalRaftRequest::default()
+        };
+        if !self.propose(request, Duty::Compaction) {
+            self.duties
+                .compactor
+                .done(self.links.env.clock.now(), false);
+        }
+    }
+
+    fn log_compaction(&self, result: &Result<(), ApiError>) {
+        let name = match self.links.config.auto_compaction {
+            AutoCompaction::Periodic(_) => "periodic",
+            AutoCompaction::Revision(_) => "revision",
+            AutoCompaction::Off => return,
+        };
+        match result {
+            Ok(()) | Err(ApiError::Compacted) => tracing::info!("completed auto {name} compaction"),
+            Err(error) => tracing::warn!(%error, "failed auto {name} compaction"),
+        }
+    }
+}
+
+/// The request that says that this member is out of space.
+pub(crate) fn no_space_alarm(member: MemberId) -> InternalRaftRequest {
+    InternalRaftRequest {
+        alarm: Some(AlarmRequest {
+            action: AlarmAction::Activate.into(),
+            member_id: member.0,
+            alarm: AlarmType::Nospace.into(),
+        }),
+        ..InternalRaftRequest::default()
+    }
+}
+
+#[cfg(test)]
+mod tests;

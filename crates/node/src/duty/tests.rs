@@ -1,0 +1,128 @@
+use super::*;
+use keelson_store::member::{Change, Member};
+
+const RETRY: Duration = Duration::from_secs(7);
+
+fn at(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+fn duties() -> Duties {
+    Duties::new(Version::new(3, 7, 0), RETRY, AutoCompaction::Off, at(0), 1)
+}
+
+fn membership(version: Option<&str>, downgrade: Option<&str>) -> Membership {
+    let mut membership = Membership::default();
+    let mut rows = Vec::new();
+    let member = Member::new(
+        "m1".to_owned(),
+        vec!["http://a:1".to_owned()],
+        "t",
+        None,
+        false,
+    );
+    membership.apply(
+        Change::Add {
+            member,
+            as_learner: false,
+        },
+        &mut rows,
+    );
+    if let Some(version) = version {
+        let request = ClusterVersionSetRequest {
+            ver: version.to_owned(),
+        };
+        membership.set_version(&request, &mut rows).unwrap();
+    }
+    if let Some(target) = downgrade {
+        let request = keelson_proto::rpc::membershippb::DowngradeInfoSetRequest {
+            enabled: true,
+            ver: target.to_owned(),
+        };
+        membership.set_downgrade(&request, &mut rows);
+    }
+    membership
+}
+
+fn due(duties: &mut Duties, now: Duration, membership: &Membership) -> Vec<Action> {
+    duties.due(&Facts {
+        now,
+        revision: 1,
+        membership,
+    })
+}
+
+#[test]
+fn attributes_are_told_at_once_and_again_until_that_is_applied() {
+    let mut duties = duties();
+    let members = membership(Some("3.7.0"), None);
+    assert_eq!(due(&mut duties, at(0), &members), [Action::Publish]);
+    assert!(due(&mut duties, at(6_999), &members).is_empty());
+    assert_eq!(due(&mut duties, at(7_000), &members), [Action::Publish]);
+    duties.take(
+        &DutyEvent::Done(Duty::Publish, Err(ApiError::ProposalDropped)),
+        at(7_100),
+    );
+    assert_eq!(due(&mut duties, at(7_100), &members), [Action::Publish]);
+    assert!(duties.take(&DutyEvent::Done(Duty::Publish, Ok(())), at(7_200)));
+    assert!(
+        !duties.take(&DutyEvent::Done(Duty::Publish, Ok(())), at(7_300)),
+        "ready once"
+    );
+    assert!(!due(&mut duties, at(20_000), &members).contains(&Action::Publish));
+}
+
+#[test]
+fn a_leader_sets_the_version_after_its_first_entry_and_not_before() {
+    let mut duties = duties();
+    let none = membership(None, None);
+    duties.take(&DutyEvent::Leads(true), at(0));
+    assert_eq!(due(&mut duties, at(0), &none), [Action::Publish]);
+    duties.take(&DutyEvent::FirstCommit, at(10));
+    let set = Action::SetVersion(Version::new(3, 7, 0));
+    assert_eq!(due(&mut duties, at(10), &none), [set]);
+    let known = membership(Some("3.7.0"), None);
+    assert!(
+        due(&mut duties, at(4_010), &known)
+            .iter()
+            .all(|action| *action == Action::Leases)
+    );
+}
+
+#[test]
+fn the_version_rises_and_falls_only_by_a_downgrade_to_the_one_below() {
+    let duties = duties();
+    let wanted = |version, downgrade| {
+        duties
+            .wanted_version(&membership(Some(version), downgrade))
+            .map(|it| it.to_string())
+    };
+    assert_eq!(wanted("3.6.0", None).as_deref(), Some("3.7.0"));
+    assert_eq!(wanted("3.7.0", None), None);
+    assert_eq!(wanted("3.7.0", Some("3.6.0")).as_deref(), Some("3.6.0"));
+    assert_eq!(wanted("3.6.0", Some("3.6.0")), None);
+    assert_eq!(wanted("3.7.0", Some("3.5.0")), None);
+}
+
+#[test]
+fn only_a_settled_leader_looks_at_leases() {
+    let mut duties = duties();
+    let members = membership(Some("3.7.0"), None);
+    due(&mut duties, at(0), &members);
+    assert!(due(&mut duties, at(500), &members).is_empty());
+    duties.take(&DutyEvent::Leads(true), at(600));
+    duties.take(&DutyEvent::FirstCommit, at(600));
+    assert!(due(&mut duties, at(1_000), &members).contains(&Action::Leases));
+    assert!(due(&mut duties, at(1_100), &members).is_empty());
+    duties.take(&DutyEvent::Leads(false), at(1_200));
+    assert!(due(&mut duties, at(1_500), &members).is_empty());
+}
+
+#[test]
+fn the_next_look_is_never_later_than_what_is_due() {
+    let mut duties = duties();
+    let members = membership(Some("3.7.0"), None);
+    assert_eq!(duties.next(), at(0));
+    due(&mut duties, at(0), &members);
+    assert_eq!(duties.next(), at(500));
+}

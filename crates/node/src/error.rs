@@ -1,0 +1,114 @@
+//! What can keep a member from starting, or make it stop.
+
+use std::path::PathBuf;
+
+use keelson_proto::ids::LogIndex;
+use thiserror::Error;
+
+/// An error of a member; what a client did wrong is an `ApiError` in an answer.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Refused: an option does not make sense.
+    #[error("{what}")]
+    BadConfig {
+        /// The rule that is broken.
+        what: String,
+    },
+    /// Refused: a file operation on the data directory failed.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Directory {
+        /// What was attempted.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Refused: there is a database, but no log that it belongs to.
+    #[error(
+        "the data directory has a database ({}) but no log in {}: start would lose it; restore the \
+         log, or a snapshot into a new directory",
+        db.display(), wal.display()
+    )]
+    DatabaseWithoutLog {
+        /// The database.
+        db: PathBuf,
+        /// Where the log should be.
+        wal: PathBuf,
+    },
+    /// Corrupt: the log starts from a snapshot that the database does not hold.
+    #[error(
+        "database file {} (index {consistent}) does not match with snapshot (index {snapshot}): \
+         restore it from a snapshot or a backup",
+        db.display()
+    )]
+    DatabaseBehindSnapshot {
+        /// The database.
+        db: PathBuf,
+        /// Its consistent index.
+        consistent: LogIndex,
+        /// The newest snapshot that the log has a record of.
+        snapshot: LogIndex,
+    },
+    /// Corrupt: the database holds entries that the log has lost.
+    #[error(
+        "the log in {} ends at entry {last}, but the database holds everything up to {consistent}: \
+         the log has lost its end; restore both from a snapshot",
+        wal.display()
+    )]
+    LogBehindDatabase {
+        /// The log.
+        wal: PathBuf,
+        /// Its last entry.
+        last: LogIndex,
+        /// The database's consistent index.
+        consistent: LogIndex,
+    },
+    /// Refused: what the directory or the options ask for is not there yet.
+    #[error("{what} is not supported yet")]
+    Unsupported {
+        /// What.
+        what: String,
+    },
+    /// Refused: another process works on the directory.
+    #[error("data directory {} is in use by another process: {source}", path.display())]
+    Locked {
+        /// The directory.
+        path: PathBuf,
+        /// Who found out.
+        #[source]
+        source: Box<Error>,
+    },
+    /// A thread could not be started.
+    #[error("cannot start thread {name}: {source}")]
+    Thread {
+        /// Its name.
+        name: &'static str,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The log failed or is damaged.
+    #[error("log: {0}")]
+    Wal(#[from] keelson_wal::Error),
+    /// The state or its file failed or is damaged.
+    #[error(transparent)]
+    Store(#[from] keelson_store::Error),
+    /// Consensus cannot start from what is stored.
+    #[error("consensus: {0}")]
+    Raft(#[from] keelson_raft::Error),
+    /// A committed configuration change does not fit.
+    #[error("a committed configuration change cannot be carried out: {0}")]
+    ConfChange(#[from] keelson_raft::ConfChangeError),
+    /// An entry stops this member; the text says which and what to do.
+    #[error("{0}")]
+    Entry(String),
+    /// The member did not become ready in time.
+    #[error("the member did not publish itself in time")]
+    NotReady,
+    /// The member has stopped.
+    #[error("etcdserver: server stopped")]
+    Stopped,
+}

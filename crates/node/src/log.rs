@@ -1,0 +1,120 @@
+//! The log thread: takes all writes that wait, one write and one sync for all of them.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use keelson_proto::entry::{ConfState, HardState};
+use keelson_wal::{SnapshotMark, Wal};
+
+use crate::core::{Append, Input};
+use crate::links::Links;
+use crate::mailbox::Taken;
+
+/// A sync that takes longer is worth a warning.
+const SLOW_SYNC: Duration = Duration::from_secs(1);
+
+/// Work for the log.
+#[derive(Debug)]
+pub(crate) enum LogRequest {
+    /// Something of consensus.
+    Append(Append),
+    /// The file holds everything up to here, and there is a `.snap` file that says so: the log needs
+    /// not reach back further.
+    Mark {
+        mark: SnapshotMark,
+        /// The configuration as of it.
+        conf_state: ConfState,
+    },
+}
+
+/// Runs until the mailbox is closed and empty. The log is closed with it.
+pub(crate) fn run(links: &Arc<Links>, wal: Wal, hard_state: HardState) {
+    let mut thread = Thread {
+        links,
+        wal,
+        hard_state,
+    };
+    if let Err(error) = thread.run() {
+        links.fail(&error.into());
+    }
+}
+
+struct Thread<'a> {
+    links: &'a Arc<Links>,
+    wal: Wal,
+    /// The last one that was written.
+    hard_state: HardState,
+}
+
+impl Thread<'_> {
+    fn run(&mut self) -> Result<(), keelson_wal::Error> {
+        let mut requests = Vec::new();
+        while self.links.log.take(&mut requests, None) == Taken::Some {
+            self.write(&mut requests)?;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, requests: &mut Vec<LogRequest>) -> Result<(), keelson_wal::Error> {
+        let mut upto = None;
+        let mut must_sync = false;
+        let mut entries = 0;
+        for request in requests.drain(..) {
+            match request {
+                LogRequest::Append(append) => {
+                    self.wal.append(append.hard_state, &append.entries)?;
+                    self.hard_state = append.hard_state.unwrap_or(self.hard_state);
+                    must_sync |= append.must_sync;
+                    entries += append.entries.len() as u64;
+                    upto = Some(append.number);
+                }
+                LogRequest::Mark { mark, conf_state } => self.mark(mark, &conf_state)?,
+            }
+        }
+        let Some(upto) = upto else { return Ok(()) };
+        let clock = &self.links.env.clock;
+        let begun = clock.now();
+        let written = self.wal.commit(must_sync)?;
+        let took = clock.now().saturating_sub(begun);
+        let stats = &self.links.stats;
+        if written.synced {
+            stats.wal_fsync.observe(took);
+            if took > SLOW_SYNC {
+                tracing::warn!(
+                    took = ?took,
+                    "expected-duration" = ?SLOW_SYNC,
+                    "slow fdatasync"
+                );
+            }
+        } else {
+            stats.wal_write.observe(took);
+        }
+        stats.wal_write_bytes.add(written.bytes);
+        stats.log_batches.add(1);
+        stats.log_entries.add(entries);
+        if must_sync {
+            self.links
+                .synced
+                .store(self.wal.last_index().0, Ordering::Release);
+        }
+        drop(self.links.consensus.push_always(Input::Synced { upto }, 0));
+        Ok(())
+    }
+
+    /// Records a snapshot, and lets go of what lies before it.
+    fn mark(
+        &mut self,
+        mark: SnapshotMark,
+        conf_state: &ConfState,
+    ) -> Result<(), keelson_wal::Error> {
+        if self.hard_state.commit < mark.index {
+            // What the file holds is committed, whether or not the log has been told yet; a mark
+            // counts only up to the commit index that the log knows.
+            self.hard_state.commit = mark.index;
+            self.wal.append(Some(self.hard_state), &[])?;
+        }
+        self.wal.save_snapshot(mark, conf_state)?;
+        self.wal.release_to(mark.index)
+    }
+}

@@ -1,0 +1,237 @@
+//! The own log as consensus reads it: the synced entries that it may still need, in memory.
+//!
+//! Entries come in when the log thread has synced them, so what is in here is what the own log holds
+//! for good. They go when they are applied and the budget is spent; a member that needs older ones is
+//! sent a snapshot.
+
+use std::collections::VecDeque;
+
+use keelson_proto::entry::{ConfState, Entry, HardState, Snapshot};
+use keelson_proto::ids::{LogIndex, Term};
+use keelson_raft::{Storage, StorageError};
+
+use crate::budget;
+
+/// The synced end of the log.
+#[derive(Clone, Debug)]
+pub struct MemoryLog {
+    hard_state: HardState,
+    conf_state: ConfState,
+    /// The entry before the first one.
+    before: (LogIndex, Term),
+    entries: VecDeque<Entry>,
+    /// Of the entries' data.
+    bytes: u64,
+}
+
+impl MemoryLog {
+    /// Starts with what a log was found to hold behind the entry `before`.
+    ///
+    /// # Panics
+    ///
+    /// If the entries do not follow `before` and one another.
+    #[must_use]
+    pub fn new(
+        before: (LogIndex, Term),
+        entries: Vec<Entry>,
+        hard_state: HardState,
+        conf_state: ConfState,
+    ) -> MemoryLog {
+        let mut log = MemoryLog {
+            hard_state,
+            conf_state,
+            before,
+            entries: VecDeque::new(),
+            bytes: 0,
+        };
+        log.append(&entries);
+        log
+    }
+
+    /// Adds entries that are synced, in place of what is there from the first of them on.
+    ///
+    /// # Panics
+    ///
+    /// If they leave a gap, or replace one that was trimmed.
+    pub fn append(&mut self, entries: &[Entry]) {
+        let Some(first) = entries.first() else { return };
+        assert!(
+            first.index > self.before.0 && first.index <= self.last_index().next(),
+            "entry {} does not follow what the log holds, {} to {}",
+            first.index,
+            self.before.0.next(),
+            self.last_index()
+        );
+        let keep = self.position(first.index);
+        for gone in self.entries.drain(keep..) {
+            self.bytes -= gone.data.len() as u64;
+        }
+        for entry in entries {
+            assert_eq!(
+                entry.index,
+                self.last_index().next(),
+                "entries are consecutive"
+            );
+            self.bytes += entry.data.len() as u64;
+            self.entries.push_back(entry.clone());
+        }
+    }
+
+    /// Notes the hard state that was written.
+    pub fn set_hard_state(&mut self, hard_state: HardState) {
+        self.hard_state = hard_state;
+    }
+
+    /// Drops applied entries, oldest first, that the budget does not allow to keep.
+    pub fn trim(&mut self, applied: LogIndex) {
+        while let Some(entry) = self.entries.front()
+            && entry.index <= applied
+            && (self.bytes > budget::RAFT_LOG_BYTES
+                || applied.0 - entry.index.0 >= budget::RAFT_LOG_ENTRIES)
+        {
+            self.bytes -= entry.data.len() as u64;
+            self.before = (entry.index, entry.term);
+            self.entries.pop_front();
+        }
+    }
+
+    /// The data of the entries that are kept, in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Where the entry at an index behind `before` lies, or would.
+    fn position(&self, index: LogIndex) -> usize {
+        usize::try_from(index.0 - self.before.0.0 - 1).expect("the entries are in memory")
+    }
+}
+
+impl Storage for MemoryLog {
+    fn initial_state(&self) -> (HardState, ConfState) {
+        (self.hard_state, self.conf_state.clone())
+    }
+
+    fn entries(
+        &self,
+        lo: LogIndex,
+        hi: LogIndex,
+        max_bytes: u64,
+    ) -> Result<Vec<Entry>, StorageError> {
+        if lo <= self.before.0 {
+            return Err(StorageError::Compacted);
+        }
+        if hi > self.last_index().next() || lo > hi {
+            return Err(StorageError::Unavailable);
+        }
+        let mut bytes = 0;
+        let mut found = Vec::new();
+        for entry in self.entries.range(self.position(lo)..self.position(hi)) {
+            bytes += entry.encoded_len() as u64;
+            if bytes > max_bytes && !found.is_empty() {
+                break;
+            }
+            found.push(entry.clone());
+        }
+        Ok(found)
+    }
+
+    fn term(&self, index: LogIndex) -> Result<Term, StorageError> {
+        if index < self.before.0 {
+            return Err(StorageError::Compacted);
+        }
+        if index == self.before.0 {
+            return Ok(self.before.1);
+        }
+        let entry = self.entries.get(self.position(index));
+        entry
+            .map(|entry| entry.term)
+            .ok_or(StorageError::Unavailable)
+    }
+
+    fn first_index(&self) -> LogIndex {
+        self.before.0.next()
+    }
+
+    fn last_index(&self) -> LogIndex {
+        self.entries
+            .back()
+            .map_or(self.before.0, |entry| entry.index)
+    }
+
+    fn snapshot(&self) -> Result<Snapshot, StorageError> {
+        Err(StorageError::SnapshotTemporarilyUnavailable)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+
+    fn entry(index: u64, term: u64, bytes: usize) -> Entry {
+        Entry {
+            index: LogIndex(index),
+            term: Term(term),
+            data: Bytes::from(vec![b'x'; bytes]),
+            ..Entry::default()
+        }
+    }
+
+    fn log(entries: Vec<Entry>) -> MemoryLog {
+        let before = (LogIndex(10), Term(1));
+        MemoryLog::new(before, entries, HardState::default(), ConfState::default())
+    }
+
+    #[test]
+    fn later_entries_replace_earlier_ones_of_their_index() {
+        let mut log = log(vec![entry(11, 1, 5), entry(12, 1, 5), entry(13, 1, 5)]);
+        log.append(&[entry(12, 2, 1)]);
+        assert_eq!(log.last_index(), LogIndex(12));
+        assert_eq!(log.term(LogIndex(12)), Ok(Term(2)));
+        assert_eq!(log.bytes(), 6);
+        assert_eq!(log.term(LogIndex(10)), Ok(Term(1)));
+        assert_eq!(log.term(LogIndex(9)), Err(StorageError::Compacted));
+        assert_eq!(log.term(LogIndex(13)), Err(StorageError::Unavailable));
+    }
+
+    #[test]
+    fn only_applied_entries_are_trimmed_and_only_past_the_budget() {
+        let mut log = log((11..31).map(|index| entry(index, 1, 1 << 20)).collect());
+        log.trim(LogIndex(12));
+        assert_eq!(log.first_index(), LogIndex(13));
+        assert_eq!(log.bytes(), 18 << 20);
+        log.trim(LogIndex(30));
+        assert_eq!(log.bytes(), budget::RAFT_LOG_BYTES);
+        assert_eq!(log.first_index(), LogIndex(15));
+        assert_eq!(log.term(LogIndex(14)), Ok(Term(1)));
+    }
+
+    #[test]
+    fn a_read_of_entries_keeps_to_its_bytes_but_gives_one() {
+        let log = log(vec![
+            entry(11, 1, 100),
+            entry(12, 1, 100),
+            entry(13, 1, 100),
+        ]);
+        assert_eq!(log.entries(LogIndex(11), LogIndex(14), 1).unwrap().len(), 1);
+        assert_eq!(
+            log.entries(LogIndex(11), LogIndex(14), 220).unwrap().len(),
+            2
+        );
+        assert_eq!(
+            log.entries(LogIndex(11), LogIndex(14), u64::MAX)
+                .unwrap()
+                .len(),
+            3
+        );
+        assert_eq!(
+            log.entries(LogIndex(10), LogIndex(14), 1),
+            Err(StorageError::Compacted)
+        );
+        assert_eq!(
+            log.entries(LogIndex(11), LogIndex(15), 1),
+            Err(StorageError::Unavailable)
+        );
+    }
+}

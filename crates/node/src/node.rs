@@ -1,0 +1,487 @@
+//! A member without sockets: the facade, and its threads from start to stop.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use keelson_proto::ApiError;
+use keelson_proto::entry::ConfChange;
+use keelson_proto::ids::{ClusterId, LogIndex, MemberId, RequestId, Term};
+use keelson_proto::request::STACK_BYTES;
+use keelson_proto::rpc::etcdserverpb::InternalRaftRequest;
+use keelson_store::Shared;
+use keelson_store::lease::Ticks;
+
+use crate::apply::{Applier, ApplyRequest};
+use crate::boot::{Booted, boot};
+use crate::commit::Commits;
+use crate::core::{Core, Input, Options};
+use crate::links::{Links, Parts};
+use crate::mailbox::Refused;
+use crate::snapshot::Snapshots;
+use crate::stats::Stats;
+use crate::ticket::{Asker, Outbox, Reply};
+use crate::{
+    Barrier, Config, Env, Error, NoPeers, Peers, Replies, Ticket, Watchers, budget, consensus,
+    duty, log,
+};
+
+/// The stack of threads that decode no requests, in bytes.
+const SMALL_STACK_BYTES: usize = 2 << 20;
+
+/// Something that a member is told to do outside of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Bring everything that is applied into the file; answered with [`Reply::Durable`].
+    Commit,
+    /// Rewrite the file without its free pages; answered with [`Reply::Done`].
+    Defragment,
+    /// Hand leadership over. Not answered: [`Node::status`] shows it.
+    MoveLeader(MemberId),
+}
+
+/// How a member stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// The leader, or nobody.
+    pub leader: MemberId,
+    /// The term.
+    pub term: Term,
+    /// Up to here the log is known to be committed.
+    pub committed: LogIndex,
+    /// Up to here it is applied.
+    pub applied: LogIndex,
+    /// The term of the last applied entry: that of response headers.
+    pub applied_term: Term,
+    /// Whether this member has no vote.
+    pub is_learner: bool,
+    /// How often another leader was seen.
+    pub leader_changes: u64,
+    /// Proposals that wait for being applied.
+    pub pending: u64,
+}
+
+/// What waits where, for metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Depths {
+    /// Inputs of consensus.
+    pub consensus: u64,
+    /// Writes to the log.
+    pub log: u64,
+    /// Work for apply.
+    pub apply: u64,
+    /// Segments and other work for the file.
+    pub commit: u64,
+    /// Bytes of proposals that the own log does not have yet.
+    pub proposal_bytes: u64,
+}
+
+/// The threads, in order of start.
+#[derive(Default)]
+struct Threads {
+    prepare: Option<JoinHandle<()>>,
+    log: Option<JoinHandle<()>>,
+    commit: Option<JoinHandle<()>>,
+    apply: Option<JoinHandle<()>>,
+    consensus: Option<JoinHandle<()>>,
+    duty: Option<JoinHandle<()>>,
+}
+
+struct Inner {
+    links: Arc<Links>,
+    threads: Mutex<Threads>,
+}
+
+/// A running member. Clones are the same member; when the last one is dropped without
+/// [`Node::stop`], the threads end as by [`Node::kill`].
+#[derive(Clone)]
+pub struct Node {
+    inner: Arc<Inner>,
+}
+
+impl Node {
+    /// Starts a member in its data directory, alone.
+    ///
+    /// # Errors
+    ///
+    /// Everything that the directory may be refused for, and [`Error::Thread`].
+    pub fn start(
+        config: Config,
+        env: Env,
+        replies: Arc<dyn Replies>,
+        watchers: Arc<dyn Watchers>,
+    ) -> Result<Node, Error> {
+        Node::start_with_peers(config, env, replies, watchers, Arc::new(NoPeers))
+    }
+
+    /// As [`Node::start`], with a way to other members.
+    ///
+    /// # Errors
+    ///
+    /// As [`Node::start`].
+    pub fn start_with_peers(
+        config: Config,
+        env: Env,
+        replies: Arc<dyn Replies>,
+        watchers: Arc<dyn Watchers>,
+        peers: Arc<dyn Peers>,
+    ) -> Result<Node, Error> {
+        tracing::info!(bytes = budget::WRITE_BYTES, "memory for writes is bounded");
+        let booted = boot(&config, &env)?;
+        let parts = Parts {
+            config,
+            env,
+            identity: booted.identity,
+            shared: booted.opened.store.shared().clone(),
+            replies,
+            watchers,
+            peers,
+        };
+        let links = Arc::new(Links::new(parts, booted.last));
+        let node = Node {
+            inner: Arc::new(Inner {
+                links: links.clone(),
+                threads: Mutex::default(),
+            }),
+        };
+        // Should one of the threads not start, dropping the node ends the others.
+        node.start_threads(&links, booted)?;
+        Ok(node)
+    }
+
+    fn start_threads(&self, links: &Arc<Links>, booted: Booted) -> Result<(), Error> {
+        let env = &links.env;
+        let core = new_core(links, &booted)?;
+        let Booted {
+            mut wal,
+            hard_state,
+            opened,
+            replay_to,
+            start,
+            ..
+        } = booted;
+        let mut threads = self.threads();
+
+        let preparer = wal.preparer();
+        threads.prepare =
+            Some(env.spawn("wal-prepare", SMALL_STACK_BYTES, move || preparer.run())?);
+        let of = links.clone();
+        let body = move || log::run(&of, wal, hard_state);
+        threads.log = Some(env.spawn("log", SMALL_STACK_BYTES, body)?);
+
+        let snapshots = Snapshots::new(&links.config, env.files.clone(), start.index);
+        let commits = Commits::new(links.clone(), opened.committer, snapshots);
+        threads.commit = Some(env.spawn("commit", SMALL_STACK_BYTES, move || commits.run())?);
+
+        let applier = Applier::new(links.clone(), opened.store, replay_to, start.index);
+        threads.apply = Some(env.spawn("apply", STACK_BYTES, move || applier.run())?);
+
+        let of = links.clone();
+        let body = move || consensus::run(&of, core);
+        threads.consensus = Some(env.spawn("consensus", SMALL_STACK_BYTES, body)?);
+
+        let of = links.clone();
+        threads.duty = Some(env.spawn("duty", SMALL_STACK_BYTES, move || duty::run(&of))?);
+        Ok(())
+    }
+
+    fn threads(&self) -> std::sync::MutexGuard<'_, Threads> {
+        self.inner
+            .threads
+            .lock()
+            .expect("no holder of this lock panics")
+    }
+
+    fn links(&self) -> &Arc<Links> {
+        &self.inner.links
+    }
+
+    /// Puts a request on its way to the log; the answer comes to the ticket as [`Reply::Applied`] or
+    /// [`Reply::Refused`]. Fills in the request's id.
+    ///
+    /// # Errors
+    ///
+    /// [`ApiError::Stopped`], [`ApiError::TooManyRequests`], [`ApiError::RequestTooLarge`]; no answer
+    /// comes then.
+    pub fn propose(&self, request: InternalRaftRequest, ticket: Ticket) -> Result<(), ApiError> {
+        self.links()
+            .propose(request, Asker::Ticket(ticket))
+            .map(drop)
+    }
+
+    /// As [`Node::propose`], for a change of the membership. Fills in the change's id.
+    ///
+    /// # Errors
+    ///
+    /// As [`Node::propose`].
+    pub fn propose_conf_change(&self, change: ConfChange, ticket: Ticket) -> Result<(), ApiError> {
+        self.links()
+            .propose_conf_change(change, Asker::Ticket(ticket))
+            .map(drop)
+    }
+
+    /// Asks when a linearizable read may look at the state: at once, or when [`Reply::Readable`] comes
+    /// to the ticket.
+    ///
+    /// # Errors
+    ///
+    /// [`ApiError::Stopped`], [`ApiError::TooManyRequests`]; no answer comes then.
+    pub fn read_barrier(&self, ticket: Ticket) -> Result<Barrier, ApiError> {
+        let links = self.links();
+        if links.is_stopping() {
+            return Err(ApiError::Stopped);
+        }
+        if links.gate.is_open() {
+            return Ok(Barrier::Passed);
+        }
+        match links.consensus.try_push(Input::ReadBarrier(ticket), 0) {
+            Ok(()) => Ok(Barrier::Waiting),
+            Err(Refused::Full(_)) => Err(ApiError::TooManyRequests),
+            Err(Refused::Closed(_)) => Err(ApiError::Stopped),
+        }
+    }
+
+    /// Gives an order; its answer comes to the ticket, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// [`ApiError::Stopped`].
+    pub fn order(&self, order: Order, ticket: Option<Ticket>) -> Result<(), ApiError> {
+        let links = self.links();
+        if links.is_stopping() {
+            return Err(ApiError::Stopped);
+        }
+        let taken = match order {
+            Order::Commit => links
+                .apply
+                .push_always(ApplyRequest::Commit(ticket), 1)
+                .is_ok(),
+            Order::Defragment => links
+                .apply
+                .push_always(ApplyRequest::Defragment(ticket), 1)
+                .is_ok(),
+            Order::MoveLeader(to) => links
+                .consensus
+                .push_always(Input::TransferLeader(to), 0)
+                .is_ok(),
+        };
+        if taken {
+            Ok(())
+        } else {
+            Err(ApiError::Stopped)
+        }
+    }
+
+    /// Hands over a message of another member.
+    pub fn step(&self, message: keelson_proto::message::Message) {
+        drop(self.links().consensus.try_push(Input::Step(message), 0));
+    }
+
+    /// How the member stands.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let links = self.links();
+        let (applied, applied_term) = links.shared.applied();
+        Status {
+            leader: links.published.leader(),
+            term: links.published.term(),
+            committed: links.published.committed().max(applied),
+            applied,
+            applied_term,
+            is_learner: links.published.is_learner(),
+            leader_changes: links.published.leader_changes(),
+            pending: links.waiters.len() as u64,
+        }
+    }
+
+    /// What waits where.
+    #[must_use]
+    pub fn depths(&self) -> Depths {
+        let links = self.links();
+        Depths {
+            consensus: links.consensus.depth(),
+            log: links.log.depth(),
+            apply: links.apply.depth(),
+            commit: links.commit.depth(),
+            proposal_bytes: links.proposals.in_flight(),
+        }
+    }
+
+    /// This member.
+    #[must_use]
+    pub fn member_id(&self) -> MemberId {
+        self.links().identity.member
+    }
+
+    /// Its cluster.
+    #[must_use]
+    pub fn cluster_id(&self) -> ClusterId {
+        self.links().identity.cluster
+    }
+
+    /// What serving threads read.
+    #[must_use]
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.links().shared
+    }
+
+    /// Numbers for metrics.
+    #[must_use]
+    pub fn stats(&self) -> &Stats {
+        &self.links().stats
+    }
+
+    /// What the member was told at start.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.links().config
+    }
+
+    /// The time, as everything in this member sees it.
+    #[must_use]
+    pub fn env(&self) -> &Env {
+        &self.links().env
+    }
+
+    /// The moment as the deadlines of leases count it.
+    #[must_use]
+    pub fn ticks(&self) -> Ticks {
+        self.links().env.ticks()
+    }
+
+    /// An id that no other request has, here or anywhere; for leases without one, and the like.
+    #[must_use]
+    pub fn next_id(&self) -> RequestId {
+        self.links().proposals.next_id()
+    }
+
+    /// Whether a leader is known.
+    #[must_use]
+    pub fn has_leader(&self) -> bool {
+        !self.links().published.leader().is_none()
+    }
+
+    /// Whether this member leads.
+    #[must_use]
+    pub fn is_leader(&self) -> bool {
+        self.links().gate.leads().is_some()
+    }
+
+    /// Why the member cannot go on, if it cannot: a failing disk, or an entry that it cannot apply.
+    #[must_use]
+    pub fn failure(&self) -> Option<Arc<str>> {
+        self.links().failure()
+    }
+
+    /// Waits until this member has told its attributes and that was applied: it serves from then on.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotReady`] after `patience`, [`Error::Stopped`].
+    pub fn wait_ready(&self, patience: Duration) -> Result<(), Error> {
+        if self.links().wait_ready(patience) {
+            return Ok(());
+        }
+        if self.links().is_stopping() {
+            Err(Error::Stopped)
+        } else {
+            Err(Error::NotReady)
+        }
+    }
+
+    /// Stops in order: takes nothing in any more, lets consensus end, applies what is committed, brings
+    /// everything into the file, and closes the log. Returns when all threads have ended, however often
+    /// and by whomever it is called; not to be called from [`Env::failed`].
+    pub fn stop(&self) {
+        let links = self.links();
+        links.stopping.store(true, Ordering::SeqCst);
+        let mut threads = self.threads();
+        links.duty.close();
+        join(&mut threads.duty);
+        links.consensus.close();
+        join(&mut threads.consensus);
+        links.apply.close();
+        join(&mut threads.apply);
+        links.commit.close();
+        join(&mut threads.commit);
+        links.log.close();
+        join(&mut threads.log);
+        join(&mut threads.prepare);
+        refuse_waiters(links);
+    }
+
+    /// Ends all threads where they stand, without a commit or a flush, as a crash of the process would;
+    /// what was acknowledged is in the log. For tests.
+    pub fn kill(&self) {
+        kill(&self.inner);
+    }
+}
+
+fn kill(inner: &Inner) {
+    let links = &inner.links;
+    links.stopping.store(true, Ordering::SeqCst);
+    links.killed.store(true, Ordering::SeqCst);
+    links.close_all();
+    let mut threads = inner.threads.lock().expect("no holder of this lock panics");
+    let Threads {
+        prepare,
+        log,
+        commit,
+        apply,
+        consensus,
+        duty,
+    } = &mut *threads;
+    for thread in [duty, consensus, apply, commit, log, prepare] {
+        join(thread);
+    }
+    refuse_waiters(links);
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        kill(self);
+    }
+}
+
+fn join(thread: &mut Option<JoinHandle<()>>) {
+    if let Some(thread) = thread.take()
+        && thread.join().is_err()
+    {
+        tracing::error!("a thread ended by a broken invariant");
+    }
+}
+
+/// Nobody will answer these.
+fn refuse_waiters(links: &Links) {
+    let mut outbox = Outbox::default();
+    for waiter in links.waiters.drain() {
+        if let Asker::Ticket(ticket) = waiter.asker {
+            outbox.add(ticket, Reply::Refused(ApiError::Stopped));
+        }
+    }
+    outbox.send(&*links.replies);
+}
+
+fn new_core(links: &Links, booted: &Booted) -> Result<Core, Error> {
+    let config = &links.config;
+    let mut raft = keelson_raft::Config::new(links.identity.member);
+    raft.election_tick = config.election_ticks();
+    raft.pre_vote = config.pre_vote;
+    raft.max_committed_size_per_ready = budget::APPLYING_BYTES;
+    let patience = config.request_timeout().as_millis() / config.heartbeat.as_millis().max(1);
+    let options = Options {
+        raft,
+        replay_to: booted.replay_to,
+        campaign_at_once: config.election_at_once,
+        patience_ticks: u64::try_from(patience).unwrap_or(u64::MAX),
+        first_context: links.proposals.next_id().0,
+    };
+    let random = links.env.random.clone();
+    let draw = Box::new(move |bound: u32| {
+        let drawn = random() % u64::from(bound.max(1));
+        u32::try_from(drawn).expect("less than a u32")
+    });
+    let (applied, _) = booted.opened.store.applied();
+    Core::new(options, booted.log.clone(), applied, draw)
+}

@@ -1,0 +1,179 @@
+//! From a request to the log: ids, limits, backlog.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use keelson_proto::entry::ConfChange;
+use keelson_proto::ids::{MemberId, RequestId};
+use keelson_proto::rpc::etcdserverpb::InternalRaftRequest;
+use keelson_proto::{ApiError, request};
+
+use crate::budget;
+use crate::core::{Content, Input, Proposal};
+use crate::env::millis;
+use crate::links::Links;
+use crate::mailbox::Refused;
+use crate::ticket::{Asker, Waiter};
+
+/// Low bits of a request id that count; the member's lowest 16 bits stand above them.
+const COUNTER_BITS: u32 = 48;
+/// Bits of an id below the milliseconds.
+const PER_MILLI_BITS: u32 = 8;
+
+/// Ids of requests, and what is on its way to the log.
+#[derive(Debug)]
+pub(crate) struct Proposals {
+    prefix: u64,
+    counter: AtomicU64,
+    /// Bytes between a handler and the own log.
+    in_flight: AtomicU64,
+}
+
+impl Proposals {
+    /// Ids must not repeat over members and restarts: the member's low bits, the time of the start and
+    /// a counter.
+    ///
+    /// # Source
+    ///
+    /// `spec/formats.md` 6.3.
+    pub(crate) fn new(member: MemberId, wall: Duration) -> Proposals {
+        let time = (millis(wall) << PER_MILLI_BITS) & ((1 << COUNTER_BITS) - 1);
+        Proposals {
+            prefix: member.0 << COUNTER_BITS,
+            counter: AtomicU64::new(time),
+            in_flight: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn next_id(&self) -> RequestId {
+        let count = self.counter.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+        RequestId(self.prefix | (count & ((1 << COUNTER_BITS) - 1)))
+    }
+
+    /// Takes in so many bytes if the budget allows; one request always fits alone.
+    fn admit(&self, bytes: u64) -> bool {
+        let before = self.in_flight.fetch_add(bytes, Ordering::Relaxed);
+        let fits = before == 0 || before + bytes <= budget::PROPOSALS_BYTES;
+        if !fits {
+            self.release(bytes);
+        }
+        fits
+    }
+
+    pub(crate) fn release(&self, bytes: u64) {
+        self.in_flight.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn in_flight(&self) -> u64 {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+}
+
+impl Links {
+    /// Puts a request on its way: fills in its id and checks the limits of etcd's proposal path.
+    ///
+    /// # Source
+    ///
+    /// `spec/api.md` 2.1, "Proposal path".
+    pub(crate) fn propose(
+        &self,
+        mut request: InternalRaftRequest,
+        asker: Asker,
+    ) -> Result<RequestId, ApiError> {
+        let priority = request.lease_revoke.is_some();
+        self.check_backlog(priority)?;
+        let id = self.proposals.next_id();
+        request.header.get_or_insert_default().id = id.0;
+        let data = request::encode(&request);
+        if data.len() > self.config.max_request_bytes {
+            return Err(ApiError::RequestTooLarge);
+        }
+        let physical = request
+            .compaction
+            .is_some_and(|compaction| compaction.physical);
+        let waiter = Waiter { asker, physical };
+        self.submit(Proposal {
+            id,
+            content: Content::Request(data),
+            waiter: Some(waiter),
+        })?;
+        Ok(id)
+    }
+
+    pub(crate) fn propose_conf_change(
+        &self,
+        mut change: ConfChange,
+        asker: Asker,
+    ) -> Result<RequestId, ApiError> {
+        self.check_backlog(false)?;
+        let id = self.proposals.next_id();
+        change.id = id.0;
+        let waiter = Waiter {
+            asker,
+            physical: false,
+        };
+        let content = Content::ConfChange(change);
+        self.submit(Proposal {
+            id,
+            content,
+            waiter: Some(waiter),
+        })?;
+        Ok(id)
+    }
+
+    fn check_backlog(&self, priority: bool) -> Result<(), ApiError> {
+        if self.is_stopping() {
+            return Err(ApiError::Stopped);
+        }
+        let limit = if priority {
+            budget::BACKLOG_ENTRIES_PRIORITY
+        } else {
+            budget::BACKLOG_ENTRIES
+        };
+        let committed = self.published.committed();
+        let (applied, _) = self.shared.applied();
+        if committed.0 > applied.0 + limit {
+            return Err(ApiError::TooManyRequests);
+        }
+        Ok(())
+    }
+
+    fn submit(&self, proposal: Proposal) -> Result<(), ApiError> {
+        let bytes = proposal.content.bytes();
+        if !self.proposals.admit(bytes) {
+            return Err(ApiError::TooManyRequests);
+        }
+        self.consensus
+            .try_push(Input::Propose(proposal), 1)
+            .map_err(|refused| {
+                self.proposals.release(bytes);
+                match refused {
+                    Refused::Full(_) => ApiError::TooManyRequests,
+                    Refused::Closed(_) => ApiError::Stopped,
+                }
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_members_bits_then_time_then_a_counter() {
+        let member = MemberId(0xddd6_62f5_2eee_fd7b);
+        let proposals = Proposals::new(member, Duration::from_millis(0x123_4567_89ab));
+        assert_eq!(proposals.next_id(), RequestId(0xfd7b_2345_6789_ab01));
+        assert_eq!(proposals.next_id(), RequestId(0xfd7b_2345_6789_ab02));
+    }
+
+    #[test]
+    fn a_full_budget_admits_nothing_but_a_request_alone() {
+        let proposals = Proposals::new(MemberId(1), Duration::ZERO);
+        assert!(proposals.admit(budget::PROPOSALS_BYTES + 1));
+        assert!(!proposals.admit(1));
+        proposals.release(budget::PROPOSALS_BYTES + 1);
+        assert_eq!(proposals.in_flight(), 0);
+        assert!(proposals.admit(1));
+    }
+}

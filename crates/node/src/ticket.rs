@@ -1,0 +1,163 @@
+//! Who waits for what: tickets of serving threads, and the way an answer finds back.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard};
+
+use keelson_proto::ApiError;
+use keelson_proto::ids::RequestId;
+use keelson_store::{Durable, EventRange, Outcome};
+
+/// A place in a serving thread where an answer is waited for. What it means is the serving side's
+/// business: an answer to a ticket that was given up finds another generation there and is dropped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ticket {
+    /// The serving thread.
+    pub thread: u16,
+    /// The slot in it.
+    pub slot: u32,
+    /// Which use of the slot.
+    pub generation: u32,
+}
+
+/// An answer.
+pub enum Reply {
+    /// The request was applied, or refused by apply.
+    Applied(Outcome),
+    /// A read barrier has passed: the state may be read.
+    Readable,
+    /// Everything that was applied when it was asked for is in the file.
+    Durable(Durable),
+    /// An order was carried out.
+    Done,
+    /// An order was not carried out, and why: nothing was changed.
+    Failed(String),
+    /// The request will not be applied, or nobody knows whether it will.
+    Refused(ApiError),
+}
+
+impl std::fmt::Debug for Reply {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Reply::Applied(outcome) => f.debug_tuple("Applied").field(outcome).finish(),
+            Reply::Readable => f.write_str("Readable"),
+            Reply::Durable(durable) => f
+                .debug_tuple("Durable")
+                .field(&durable.boundary.index)
+                .finish(),
+            Reply::Done => f.write_str("Done"),
+            Reply::Failed(reason) => f.debug_tuple("Failed").field(reason).finish(),
+            Reply::Refused(error) => f.debug_tuple("Refused").field(error).finish(),
+        }
+    }
+}
+
+/// Takes answers back to the serving threads.
+pub trait Replies: Send + Sync + 'static {
+    /// Takes the answers of one batch for one serving thread; called from the node's threads, and must
+    /// not block.
+    fn deliver(&self, thread: u16, replies: Vec<(Ticket, Reply)>);
+}
+
+/// Is told what apply has done, beside the answers. Called on the apply thread; must not block.
+pub trait Watchers: Send + Sync + 'static {
+    /// The records that a batch made.
+    fn events(&self, batch: EventRange);
+
+    /// Simple tokens of this user, or of every user, are void.
+    fn tokens_revoked(&self, user: Option<&str>) {
+        let _ = user;
+    }
+}
+
+/// Who waits for a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asker {
+    /// A handler.
+    Ticket(Ticket),
+    /// The member itself, for one of its duties.
+    Duty(Duty),
+    /// Apply: answers wait for the alarm that it raises.
+    Alarm,
+}
+
+/// Requests that a member makes by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Duty {
+    /// Tell name and client URLs.
+    Publish,
+    /// Set the cluster's version.
+    ClusterVersion,
+    /// Revoke a lease that has expired.
+    LeaseRevoke,
+    /// Write down what is left of leases.
+    LeaseCheckpoint,
+    /// Compact old revisions.
+    Compaction,
+}
+
+/// What a waiting request needs to know of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waiter {
+    /// Who.
+    pub asker: Asker,
+    /// The answer waits until a compaction is through the file.
+    pub physical: bool,
+}
+
+/// Requests that were proposed on this member and wait for being applied.
+#[derive(Debug, Default)]
+pub(crate) struct Waiters {
+    waiting: Mutex<BTreeMap<RequestId, Waiter>>,
+}
+
+impl Waiters {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<RequestId, Waiter>> {
+        self.waiting.lock().expect("no holder of this lock panics")
+    }
+
+    /// Adds a request, before it is proposed.
+    pub(crate) fn insert(&self, id: RequestId, waiter: Waiter) {
+        self.lock().insert(id, waiter);
+    }
+
+    pub(crate) fn remove(&self, id: RequestId) -> Option<Waiter> {
+        self.lock().remove(&id)
+    }
+
+    /// Takes out those of a batch, in its order.
+    pub(crate) fn take(&self, ids: &[Option<RequestId>], out: &mut Vec<Option<Waiter>>) {
+        let mut waiting = self.lock();
+        out.extend(ids.iter().map(|id| id.and_then(|id| waiting.remove(&id))));
+    }
+
+    /// Takes out all, at the end.
+    pub(crate) fn drain(&self) -> Vec<Waiter> {
+        std::mem::take(&mut *self.lock()).into_values().collect()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.lock().len()
+    }
+}
+
+/// Answers of a batch, by serving thread.
+#[derive(Debug, Default)]
+pub(crate) struct Outbox {
+    threads: BTreeMap<u16, Vec<(Ticket, Reply)>>,
+}
+
+impl Outbox {
+    pub(crate) fn add(&mut self, ticket: Ticket, reply: Reply) {
+        self.threads
+            .entry(ticket.thread)
+            .or_default()
+            .push((ticket, reply));
+    }
+
+    /// One call a serving thread.
+    pub(crate) fn send(&mut self, replies: &dyn Replies) {
+        for (thread, batch) in std::mem::take(&mut self.threads) {
+            replies.deliver(thread, batch);
+        }
+    }
+}

@@ -1,0 +1,42 @@
+use std::io;
+
+use thiserror::Error;
+
+use crate::config::ConfigError;
+
+/// Why a member does not start, or ends.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Refused: what it is configured with does not fit the directory.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Refused: a listener cannot have its address.
+    #[error(transparent)]
+    Listen(#[from] keelson_transport::Error),
+    /// The member itself does not start, or has failed; the inner error says which class.
+    #[error(transparent)]
+    Node(#[from] keelson_node::Error),
+    /// Refused: the process may open too few files to serve anybody.
+    #[error(
+        "file descriptor limit {limit} of etcd process is too low; please set higher than {reserved}"
+    )]
+    TooFewFiles {
+        /// What the process may open.
+        limit: usize,
+        /// What it needs for itself.
+        reserved: usize,
+    },
+    /// Failed: the system gives no threads or reactors.
+    #[error("cannot start {what}: {source}")]
+    Threads {
+        /// What they were for.
+        what: &'static str,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Failed: the member has stopped by itself, for the reason that it logged.
+    #[error("{0}")]
+    Stopped(String),
+}

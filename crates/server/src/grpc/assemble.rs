@@ -1,0 +1,251 @@
+//! Puts a message together from stored bytes and ranges that are still to be read.
+//!
+//! A message is a row of segments whose length is known before the first byte goes out. A short one
+//! is made at once on the serving thread; a long one is made piece by piece on the reader pool, the
+//! next piece when HTTP/2 asks for it (`INTERNALS.md` 4).
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::stream;
+use keelson_proto::{ApiError, Code};
+use keelson_store::range::{EmitError, Emitter, Plan, PlanError, Progress};
+use keelson_store::{Error, Pin, Revision, Shared};
+
+use super::splice::{self, Answer, Chunk, Chunks, Ending, Framed, MESSAGE_MAX, PREFIX};
+use super::status::Status;
+use crate::pool::Pool;
+
+/// Most rows that a serving thread reads itself.
+pub(super) const ROWS_AT_ONCE: usize = 64;
+
+/// Most bytes that a serving thread puts together itself.
+const BYTES_AT_ONCE: u64 = 1 << 20;
+
+/// Bytes of a piece; what a stream may hold unsent.
+const PIECE: usize = 64 << 10;
+
+enum Segment {
+    Bytes(Bytes),
+    /// The body of a range response.
+    Rows(Box<Emitter>),
+}
+
+/// A message in the making.
+#[derive(Default)]
+pub(super) struct Assembly {
+    segments: VecDeque<Segment>,
+    len: u64,
+    rows: usize,
+    /// Keeps compaction from what is still to be read.
+    _pin: Option<Pin>,
+}
+
+/// A place in an assembly to which something is still to be written.
+pub(super) struct Place(usize, u64);
+
+impl Assembly {
+    pub(super) fn new(pin: Option<Pin>) -> Assembly {
+        Assembly {
+            _pin: pin,
+            ..Assembly::default()
+        }
+    }
+
+    pub(super) fn push(&mut self, bytes: impl Into<Bytes>) {
+        let bytes = bytes.into();
+        self.len += bytes.len() as u64;
+        self.segments.push_back(Segment::Bytes(bytes));
+    }
+
+    /// Adds the rows, `more` and `count` of a range response.
+    pub(super) fn push_rows(&mut self, shared: &Arc<Shared>, plan: Plan) {
+        self.len += plan.body_len();
+        self.rows = self.rows.saturating_add(plan.rows());
+        self.segments
+            .push_back(Segment::Rows(Box::new(plan.into_emitter(shared.clone()))));
+    }
+
+    /// Leaves room for what can be written only when all that follows is there.
+    pub(super) fn place(&mut self) -> Place {
+        self.segments.push_back(Segment::Bytes(Bytes::new()));
+        Place(self.segments.len() - 1, self.len)
+    }
+
+    /// How much has been added since the place was made, in bytes.
+    pub(super) fn len_since(&self, place: &Place) -> u64 {
+        self.len - place.1
+    }
+
+    /// Writes to a place. Places are filled from the inside out.
+    pub(super) fn fill(&mut self, place: Place, bytes: BytesMut) {
+        self.len += bytes.len() as u64;
+        if let Some(segment) = self.segments.get_mut(place.0) {
+            *segment = Segment::Bytes(bytes.freeze());
+        }
+    }
+
+    /// The answer, behind its prefix.
+    ///
+    /// # Errors
+    ///
+    /// A message that is larger than clients read, or rows that are compacted meanwhile.
+    pub(super) fn answer(mut self, pool: &Arc<Pool>) -> Result<Answer, Status> {
+        if self.len > MESSAGE_MAX {
+            return Err(too_large(self.len));
+        }
+        let total = PREFIX as u64 + self.len;
+        if self.rows <= ROWS_AT_ONCE && self.len <= BYTES_AT_ONCE {
+            let mut out = splice::begin(self.len, self.len as usize);
+            while self.step(usize::MAX, &mut out).map_err(status_of)? {}
+            assert_eq!(
+                out.len() as u64,
+                total,
+                "a plan knows the length of its rows"
+            );
+            return Ok(Answer::Whole(Framed::finished(out)));
+        }
+        Ok(Answer::Pieces(self.pieces(Arc::clone(pool))))
+    }
+
+    /// Writes the next segment, or a part of it, until `out` holds about `most` bytes. False at the
+    /// end.
+    fn step(&mut self, most: usize, out: &mut BytesMut) -> Result<bool, EmitError> {
+        match self.segments.front_mut() {
+            None => return Ok(false),
+            Some(Segment::Bytes(bytes)) => {
+                let room = most.saturating_sub(out.len()).max(1).min(bytes.len());
+                out.extend_from_slice(&bytes.split_to(room));
+                if bytes.is_empty() {
+                    self.segments.pop_front();
+                }
+            }
+            Some(Segment::Rows(emitter)) => {
+                let room = most.saturating_sub(out.len()).max(1);
+                match emitter.next_chunk(room, out)? {
+                    Progress::More => {}
+                    Progress::Done => {
+                        self.segments.pop_front();
+                    }
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Makes the next piece: on a thread of the pool.
+    fn piece(&mut self, mut out: BytesMut) -> Result<Bytes, EmitError> {
+        while out.len() < PIECE && self.step(PIECE, &mut out)? {}
+        Ok(out.freeze())
+    }
+
+    fn pieces(self, pool: Arc<Pool>) -> Chunks {
+        let head = splice::begin(self.len, PIECE);
+        Box::pin(stream::try_unfold(
+            (self, Some(head)),
+            move |(mut assembly, head)| {
+                let pool = Arc::clone(&pool);
+                async move {
+                    if assembly.segments.is_empty() {
+                        return Ok(None);
+                    }
+                    let first = head.is_some();
+                    let out = head.unwrap_or_else(|| BytesMut::with_capacity(PIECE));
+                    let made = pool
+                        .run(PIECE as u64, move || {
+                            let bytes = assembly.piece(out);
+                            (bytes, assembly)
+                        })
+                        .await;
+                    // The length has been promised, so nothing but a reset can say that it failed;
+                    // before the first byte, there is a better answer.
+                    let broken = |status: Status| {
+                        if first {
+                            Ending::Status(status)
+                        } else {
+                            Ending::Reset
+                        }
+                    };
+                    let (bytes, assembly) = made.map_err(|error| broken(error.into()))?;
+                    let bytes = bytes.map_err(|error| broken(status_of(error)))?;
+                    let chunk = if first {
+                        Chunk::first(bytes)
+                    } else {
+                        Chunk::further(bytes)
+                    };
+                    Ok(Some((chunk, (assembly, None))))
+                }
+            },
+        ))
+    }
+}
+
+/// Reads stored records, here or on the pool, as many as there are.
+///
+/// # Errors
+///
+/// Where they cannot be read any more.
+pub(super) async fn records(
+    shared: &Arc<Shared>,
+    pool: &Pool,
+    revisions: Vec<Revision>,
+) -> Result<Vec<Bytes>, Status> {
+    if revisions.len() <= ROWS_AT_ONCE {
+        return records_now(shared, &revisions);
+    }
+    let shared = Arc::clone(shared);
+    let cost = revisions.len() as u64 * 1024;
+    pool.run(cost, move || records_now(&shared, &revisions))
+        .await?
+}
+
+/// As [`records`], on this thread.
+///
+/// # Errors
+///
+/// As [`records`].
+pub(super) fn records_now(
+    shared: &Arc<Shared>,
+    revisions: &[Revision],
+) -> Result<Vec<Bytes>, Status> {
+    revisions
+        .iter()
+        .map(|revision| match shared.record(*revision) {
+            Ok(Some(record)) => Ok(record),
+            Ok(None) => Err(ApiError::Compacted.into()),
+            Err(error) => Err(failed(&error)),
+        })
+        .collect()
+}
+
+/// What a client is told when rows cannot be read.
+pub(super) fn status_of(error: EmitError) -> Status {
+    match error {
+        EmitError::Store(error) => failed(&error),
+        // Whatever else comes to be: what was to be read is not there.
+        _ => ApiError::Compacted.into(),
+    }
+}
+
+/// What a client is told when a range cannot be planned.
+pub(super) fn refusal_of(error: PlanError) -> Status {
+    match error {
+        PlanError::Refused(error) => error.into(),
+        PlanError::Store(error) => failed(&error),
+        error => Status::new(Code::Unknown, error.to_string()),
+    }
+}
+
+/// The file has failed or is damaged: logged where it is seen, and told as it is.
+pub(super) fn failed(error: &Error) -> Status {
+    tracing::error!(%error, "failed to read the database");
+    Status::new(Code::Unknown, error.to_string())
+}
+
+pub(super) fn too_large(len: u64) -> Status {
+    Status::new(
+        Code::ResourceExhausted,
+        format!("grpc: trying to send message larger than max ({len} vs. {MESSAGE_MAX})"),
+    )
+}

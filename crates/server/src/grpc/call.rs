@@ -1,0 +1,306 @@
+//! One call, and what every handler does with it: looking at its metadata, finding out who sent it,
+//! proposing, waiting.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::{HeaderMap, HeaderName};
+use keelson_node::{Order, Reply};
+use keelson_proto::rpc::etcdserverpb::alarm_request::AlarmAction;
+use keelson_proto::rpc::etcdserverpb::{
+    AlarmRequest, AlarmType, InternalRaftRequest, RequestHeader, ResponseHeader,
+};
+use keelson_proto::{ApiError, Code};
+use keelson_store::auth::{self, AuthState, Need, Who};
+use keelson_store::{Outcome, Shared, quota};
+use prometheus::IntGauge;
+
+use super::method::Method;
+use super::status::Status;
+use crate::serving::Origin;
+use crate::state::State;
+use crate::tickets::Awaited;
+
+const TOKEN: HeaderName = HeaderName::from_static("token");
+const AUTHORIZATION: HeaderName = http::header::AUTHORIZATION;
+const HAS_LEADER: HeaderName = HeaderName::from_static("hasleader");
+const CLIENT_API_VERSION: HeaderName = HeaderName::from_static("client-api-version");
+
+/// Longest client version that is counted under its own name, in bytes: clients choose it, and each
+/// one is a series that stays.
+const CLIENT_VERSION_MAX: usize = 16;
+
+/// One call.
+pub(crate) struct Call {
+    pub(crate) state: Arc<State>,
+    pub(crate) origin: Origin,
+    pub(crate) method: Method,
+    metadata: HeaderMap,
+}
+
+/// Who sent a call, while authentication is on.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Caller {
+    user: String,
+    /// 0 where nobody is known.
+    auth_revision: u64,
+}
+
+impl Caller {
+    pub(crate) fn who(&self) -> Who<'_> {
+        Who {
+            user: &self.user,
+            auth_revision: self.auth_revision,
+        }
+    }
+}
+
+impl Call {
+    pub(crate) fn new(
+        state: Arc<State>,
+        origin: Origin,
+        method: Method,
+        metadata: HeaderMap,
+    ) -> Call {
+        Call {
+            state,
+            origin,
+            method,
+            metadata,
+        }
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        self.state.shared()
+    }
+
+    /// Looks at the call as such, whatever its request says: steps a to e of api.md 2.1.
+    ///
+    /// # Errors
+    ///
+    /// The first step that fails.
+    pub(crate) fn admit(&self, learner_may: bool) -> Result<(), Status> {
+        if !self.state.is_capable() {
+            return Err(ApiError::NotCapable.into());
+        }
+        if !learner_may && self.state.node.status().is_learner {
+            return Err(ApiError::NotSupportedForLearner.into());
+        }
+        let version = match self.metadata.get(CLIENT_API_VERSION) {
+            None => "unknown",
+            Some(value) => std::str::from_utf8(value.as_bytes())
+                .map_err(|_| ApiError::InvalidClientApiVersion)?,
+        };
+        let counted = if version.len() > CLIENT_VERSION_MAX {
+            "unknown"
+        } else {
+            version
+        };
+        self.state
+            .metrics
+            .client_request(self.method.kind(), counted);
+        let wants_leader = self
+            .metadata
+            .get(HAS_LEADER)
+            .is_some_and(|value| value.as_bytes() == b"true");
+        if wants_leader && !self.state.node.has_leader() {
+            return Err(ApiError::NoLeader.into());
+        }
+        Ok(())
+    }
+
+    /// Who sent the call, as its token says; nobody where there is none or authentication is off.
+    ///
+    /// # Errors
+    ///
+    /// [`ApiError::InvalidAuthToken`].
+    pub(crate) fn caller(&self, auth: &AuthState) -> Result<Caller, Status> {
+        if !auth.enabled() {
+            return Ok(Caller::default());
+        }
+        let Some(value) = self
+            .metadata
+            .get(TOKEN)
+            .or_else(|| self.metadata.get(AUTHORIZATION))
+        else {
+            return Ok(Caller::default());
+        };
+        let token = std::str::from_utf8(value.as_bytes()).unwrap_or_default();
+        let token = token.strip_prefix("Bearer ").unwrap_or(token);
+        let Some(user) = self.state.tokens.user(token, Instant::now()) else {
+            tracing::warn!("invalid auth token");
+            return Err(ApiError::InvalidAuthToken.into());
+        };
+        Ok(Caller {
+            user,
+            auth_revision: auth.revision(),
+        })
+    }
+
+    /// Finds out who sent the call and whether that one has what the request needs.
+    ///
+    /// # Errors
+    ///
+    /// As [`Call::caller`] and [`auth::permit`].
+    pub(crate) fn permit(&self, need: &Need<'_>) -> Result<Caller, Status> {
+        let auth = self.shared().auth();
+        let caller = self.caller(&auth)?;
+        auth::permit(&auth, &caller.who(), need)?;
+        Ok(caller)
+    }
+
+    /// Whether what has been read for somebody may still be shown.
+    ///
+    /// # Errors
+    ///
+    /// [`ApiError::AuthOldRevision`].
+    pub(crate) fn still_permitted(&self, caller: &Caller) -> Result<(), Status> {
+        Ok(auth::is_current(&self.shared().auth(), &caller.who())?)
+    }
+
+    /// A response header at a revision; 0 where the response shows none.
+    pub(crate) fn header(&self, revision: i64) -> ResponseHeader {
+        self.state.header(revision)
+    }
+
+    /// A response header at the current revision.
+    pub(crate) fn header_now(&self) -> ResponseHeader {
+        self.state.header_now()
+    }
+
+    /// Waits until everything that was acknowledged before this call can be read here.
+    ///
+    /// # Errors
+    ///
+    /// [`ApiError::Timeout`], [`ApiError::LeaderChanged`] and what the node says.
+    pub(crate) async fn read_barrier(&self) -> Result<(), Status> {
+        Ok(self.state.read_barrier(self.origin.thread).await?)
+    }
+
+    /// Proposes a request in the name of the caller and waits until it has been applied.
+    /// `kind` names it in the metrics.
+    ///
+    /// # Errors
+    ///
+    /// What apply refused it with, that it could not be proposed, or that the time is up.
+    pub(crate) async fn propose(
+        &self,
+        kind: &str,
+        mut request: InternalRaftRequest,
+    ) -> Result<Outcome, Status> {
+        let auth = self.shared().auth();
+        let caller = self.caller(&auth)?;
+        auth::permit(&auth, &caller.who(), &auth::before_proposal(&request))?;
+        drop(auth);
+        request.header = Some(RequestHeader {
+            id: 0,
+            username: caller.user,
+            auth_revision: caller.auth_revision,
+        });
+        self.propose_as_is(kind, request).await
+    }
+
+    /// As [`Call::propose`], in nobody's name.
+    ///
+    /// # Errors
+    ///
+    /// As [`Call::propose`].
+    pub(crate) async fn propose_as_is(
+        &self,
+        kind: &str,
+        request: InternalRaftRequest,
+    ) -> Result<Outcome, Status> {
+        let metrics = &self.state.metrics;
+        let started = Instant::now();
+        let awaited = self.reserve();
+        self.state
+            .node
+            .propose(request, awaited.ticket())
+            .inspect_err(|_| metrics.failed_proposals.inc())?;
+        let pending = Pending::count(&metrics.pending_proposals);
+        let reply = self.state.wait(awaited).await;
+        drop(pending);
+        let result = match reply {
+            // The entry was applied: that its request was refused is not the proposal's fault.
+            Some(Reply::Applied(outcome)) => {
+                metrics.request(kind, true, started.elapsed());
+                return match outcome {
+                    Outcome::Refused(error) => Err(error.into()),
+                    outcome => Ok(outcome),
+                };
+            }
+            Some(Reply::Refused(error)) => Err(error.into()),
+            Some(_) => Err(mismatched()),
+            // Without a leader the hand-over itself gets no further, and etcd says so in other words.
+            None if !self.state.node.has_leader() => Err(ApiError::ContextDeadlineExceeded.into()),
+            None => Err(ApiError::Timeout.into()),
+        };
+        metrics.failed_proposals.inc();
+        metrics.request(kind, false, started.elapsed());
+        result
+    }
+
+    /// Gives the node an order and waits for its reply.
+    ///
+    /// # Errors
+    ///
+    /// What the node says. Orders have no time-out of their own: how long a disk takes is not known.
+    pub(crate) async fn order(&self, order: Order) -> Result<Reply, Status> {
+        let awaited = self.reserve();
+        self.state.node.order(order, Some(awaited.ticket()))?;
+        match awaited.await {
+            Reply::Refused(error) => Err(error.into()),
+            reply => Ok(reply),
+        }
+    }
+
+    fn reserve(&self) -> Awaited {
+        self.state.tickets.reserve(self.origin.thread)
+    }
+
+    /// Refuses a request for which the file has no room, and raises the alarm. Asked before anything
+    /// is looked at, as etcd does.
+    ///
+    /// # Errors
+    ///
+    /// [`ApiError::NoSpace`].
+    pub(crate) async fn check_space(&self, cost: u64) -> Result<(), Status> {
+        let limit = quota::effective(self.state.settings.quota_backend_bytes);
+        if quota::fits(self.shared().sizes().total, cost, limit) {
+            return Ok(());
+        }
+        let raise = InternalRaftRequest {
+            alarm: Some(AlarmRequest {
+                action: AlarmAction::Activate.into(),
+                member_id: self.state.node.member_id().0,
+                alarm: AlarmType::Nospace.into(),
+            }),
+            ..InternalRaftRequest::default()
+        };
+        if let Err(status) = self.propose_as_is("Alarm", raise).await {
+            tracing::warn!(error = %status.text, "failed to raise alarm");
+        }
+        Err(ApiError::NoSpace.into())
+    }
+}
+
+/// Counts a proposal for as long as somebody waits for it.
+struct Pending<'a>(&'a IntGauge);
+
+impl Pending<'_> {
+    fn count(gauge: &IntGauge) -> Pending<'_> {
+        gauge.inc();
+        Pending(gauge)
+    }
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// The reply is of another kind than the request asks for: a bug here, said rather than died of.
+pub(crate) fn mismatched() -> Status {
+    Status::new(Code::Internal, "keelson: the outcome is of another request")
+}

@@ -1,0 +1,235 @@
+//! `RangeStream`: a range in many messages, each a chunk of keys at one revision.
+//!
+//! Nothing is pinned between the chunks: where compaction passes the revision, the stream ends with
+//! the error that says so.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::stream;
+use keelson_proto::rpc::etcdserverpb::range_request::{SortOrder, SortTarget};
+use keelson_proto::rpc::etcdserverpb::{RangeRequest, ResponseHeader};
+use keelson_store::Shared;
+use keelson_store::auth::Need;
+use keelson_store::range::{self, Progress, ReadAt};
+use prost::encoding::{WireType, decode_key, decode_varint};
+
+use super::assemble::{self, refusal_of, status_of};
+use super::call::{Call, Caller};
+use super::splice::{self, Answer, Chunk, Ending, Framed};
+use super::status::Status;
+use super::validate;
+
+/// Keys in the first chunk.
+const FIRST_CHUNK: i64 = 10;
+
+/// Room for what a message holds beside its rows, in bytes.
+const MESSAGE_OVERHEAD: u64 = 1024;
+
+/// What is still to be sent.
+struct Rest {
+    request: RangeRequest,
+    /// Keys in the next chunk.
+    chunk: i64,
+    sent: i64,
+    /// The revision that the stream reads, where it is to stay at one.
+    pinned: Option<i64>,
+    /// What a response may hold, in bytes; decides how chunks grow.
+    aim: u64,
+}
+
+/// A chunk that has been read.
+struct Part {
+    /// The fields `kvs`, one after another.
+    rows: Bytes,
+    /// The revision that the header of the last message shows.
+    revision: i64,
+    /// `more` and `count` of the last message; `None` where others follow.
+    last: Option<(bool, i64)>,
+}
+
+pub(super) async fn range_stream(call: Call, request: RangeRequest) -> Result<Answer, Status> {
+    validate::range(&request)?;
+    validate::range_stream(&request)?;
+    if !request.serializable {
+        call.read_barrier().await?;
+    }
+    let caller = call.permit(&Need::read(&request.key, &request.range_end))?;
+    let rest = Rest {
+        pinned: None,
+        chunk: FIRST_CHUNK,
+        sent: 0,
+        aim: call.state.settings.max_request_bytes as u64,
+        request,
+    };
+    // The first chunk is read before anything is sent, so that its error is all that is sent.
+    let (part, rest) = read(&call, rest).await?;
+    Ok(Answer::Pieces(Box::pin(stream::try_unfold(
+        (call, caller, Some((part, rest))),
+        |(call, caller, ready)| async move {
+            let Some((part, rest)) = ready else {
+                finish(&call, &caller)?;
+                return Ok(None);
+            };
+            let message = message(&call, part);
+            let next = match rest {
+                Some(rest) => Some(read(&call, rest).await?),
+                None => None,
+            };
+            Ok::<_, Ending>(Some((Chunk::from(message), (call, caller, next))))
+        },
+    ))))
+}
+
+/// What was sent may have been the caller's no longer; etcd says so at the end.
+fn finish(call: &Call, caller: &Caller) -> Result<(), Status> {
+    call.still_permitted(caller)
+}
+
+async fn read(call: &Call, rest: Rest) -> Result<(Part, Option<Rest>), Status> {
+    let shared = Arc::clone(call.shared());
+    let cost = rest.aim.min(1 << 20);
+    call.state
+        .pool
+        .run(cost, move || rest.next(&shared))
+        .await?
+}
+
+impl Rest {
+    /// Reads the next chunk: blocking.
+    fn next(mut self, shared: &Arc<Shared>) -> Result<(Part, Option<Rest>), Status> {
+        let limit = self.request.limit;
+        let counting = self.request.count_only;
+        let mut ask = self.request.clone();
+        if let Some(pinned) = self.pinned {
+            ask.revision = pinned;
+        }
+        if counting {
+            ask.keys_only = false;
+        } else {
+            ask.limit = match limit {
+                // (etcd answers a negative limit with one message of any size.)
+                limit if limit <= 0 => self.chunk,
+                limit => self.chunk.min(limit - self.sent),
+            };
+        }
+        let mut plan = range::plan(shared, &ask, ReadAt::Current).map_err(refusal_of)?;
+        if plan.more && ask.sort_target() != SortTarget::Key {
+            // Chunks go on behind their last key, so only key order can be cut into them.
+            ask.set_sort_target(SortTarget::Key);
+            ask.set_sort_order(SortOrder::None);
+            self.request.set_sort_target(SortTarget::Key);
+            plan = range::plan(shared, &ask, ReadAt::Current).map_err(refusal_of)?;
+        }
+        if self.request.revision == 0 && self.pinned.is_none() {
+            self.pinned = Some(plan.revision);
+        }
+        if plan.body_len() > splice::MESSAGE_MAX - MESSAGE_OVERHEAD {
+            return Err(assemble::too_large(plan.body_len()));
+        }
+        let revision = self.pinned.unwrap_or(plan.revision);
+        let (more, rows) = (plan.more, plan.rows());
+        let count = i64::try_from(plan.count).unwrap_or(i64::MAX);
+        let mut out = BytesMut::with_capacity(usize::try_from(plan.body_len()).unwrap_or(0));
+        let mut emitter = plan.into_unpinned_emitter(Arc::clone(shared));
+        while let Progress::More = emitter.next_rows(usize::MAX, &mut out).map_err(status_of)? {}
+        let body = out.freeze();
+        let last_key = last_key(&body);
+        let sent_before = self.sent;
+        self.sent += i64::try_from(rows).unwrap_or(i64::MAX);
+        let enough = limit > 0 && self.sent >= limit;
+        let next_key = last_key.filter(|_| more && !enough && !counting);
+        let part = Part {
+            rows: body.clone(),
+            revision,
+            last: next_key
+                .is_none()
+                .then(|| (more, sent_before.saturating_add(count))),
+        };
+        let rest = next_key.map(|last| {
+            self.grow(body.len() as u64);
+            let mut key = BytesMut::with_capacity(last.len() + 1);
+            key.extend_from_slice(&last);
+            key.extend_from_slice(&[0]);
+            self.request.key = key.freeze();
+            self
+        });
+        Ok((part, rest))
+    }
+
+    /// Chunks grow while they are small and shrink when they are large.
+    fn grow(&mut self, len: u64) {
+        if len < self.aim / 2 {
+            self.chunk = self.chunk.saturating_mul(2);
+        } else if len > self.aim.saturating_mul(2) {
+            self.chunk = (self.chunk / 2).max(1);
+        }
+    }
+}
+
+/// The key of the last of these rows.
+fn last_key(rows: &Bytes) -> Option<Bytes> {
+    let mut rest: &[u8] = rows;
+    let mut last = None;
+    while let Ok((2, WireType::LengthDelimited)) = decode_key(&mut rest) {
+        last = Some(take(&mut rest)?);
+    }
+    let mut row = last?;
+    match decode_key(&mut row) {
+        Ok((1, WireType::LengthDelimited)) => take(&mut row).map(|key| rows.slice_ref(key)),
+        _ => None,
+    }
+}
+
+fn take<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let len = usize::try_from(decode_varint(rest).ok()?).ok()?;
+    let (head, tail) = rest.split_at_checked(len)?;
+    *rest = tail;
+    Some(head)
+}
+
+fn message(call: &Call, part: Part) -> Framed {
+    let head: Option<ResponseHeader> = part.last.map(|_| call.header(part.revision));
+    let (more, count) = part.last.unwrap_or_default();
+    let inner = head.as_ref().map_or(0, splice::header_len)
+        + part.rows.len() as u64
+        + splice::int_len(3, i64::from(more))
+        + splice::int_len(4, count);
+    let len = splice::bytes_len(1, inner);
+    let mut out = splice::begin(len, usize::try_from(len).unwrap_or(0));
+    splice::put_len(1, inner, &mut out);
+    if let Some(head) = &head {
+        splice::put_message(1, head, &mut out);
+    }
+    out.extend_from_slice(&part.rows);
+    splice::put_int(3, i64::from(more), &mut out);
+    splice::put_int(4, count, &mut out);
+    Framed::finished(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use keelson_proto::rpc::etcdserverpb::RangeResponse;
+    use keelson_proto::rpc::mvccpb::KeyValue;
+    use prost::Message as _;
+
+    use super::*;
+
+    #[test]
+    fn the_last_key_is_found_behind_the_rows_before_it() {
+        let kv = |key: &'static str| KeyValue {
+            key: key.into(),
+            value: "value".into(),
+            ..KeyValue::default()
+        };
+        let rows = RangeResponse {
+            kvs: vec![kv("a"), kv("bb")],
+            ..RangeResponse::default()
+        };
+        assert_eq!(
+            last_key(&rows.encode_to_vec().into()).as_deref(),
+            Some(&b"bb"[..])
+        );
+        assert_eq!(last_key(&Bytes::new()), None);
+    }
+}

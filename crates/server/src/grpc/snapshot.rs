@@ -1,0 +1,111 @@
+//! The snapshot: the file as of a commit that holds everything applied before the call, then its
+//! SHA-256.
+//!
+//! Each piece is read on the reader pool when HTTP/2 has room for it, so a slow client holds a read
+//! transaction and one piece of memory, and nothing else.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures_util::stream;
+use keelson_proto::rpc::etcdserverpb::SnapshotResponse;
+use keelson_proto::{ApiError, Code};
+use keelson_store::Durable;
+use keelson_store::auth::Need;
+use sha2::{Digest as _, Sha256};
+
+use super::call::Call;
+use super::maintenance;
+use super::splice::{Answer, Chunk, Ending, Framed};
+use super::status::Status;
+
+/// Bytes of the file in one message.
+const BLOB: usize = 32 << 10;
+
+/// What is still to be sent.
+struct Rest {
+    durable: Durable,
+    version: String,
+    offset: u64,
+    digest: Sha256,
+    started: Instant,
+}
+
+pub(super) async fn snapshot(call: Call) -> Result<Answer, Status> {
+    call.permit(&Need::Admin)?;
+    let started = Instant::now();
+    let durable = maintenance::durable(&call).await?;
+    let version = call
+        .shared()
+        .storage_version()
+        .map_or_else(String::new, |version| version.to_string());
+    tracing::info!(
+        "total-bytes" = durable.read.size(),
+        "storage-version" = %version,
+        "sending database snapshot to client"
+    );
+    let rest = Rest {
+        durable,
+        version,
+        offset: 0,
+        digest: Sha256::new(),
+        started,
+    };
+    Ok(Answer::Pieces(Box::pin(stream::try_unfold(
+        Some((Arc::clone(&call.state), Box::new(rest))),
+        |state| async move {
+            let Some((state, rest)) = state else {
+                return Ok(None);
+            };
+            if state.draining.is_cancelled() {
+                return Err(ApiError::Stopped.into());
+            }
+            let (message, rest) = state.pool.run(BLOB as u64, move || rest.next()).await??;
+            let next = match rest {
+                Next::Blob(rest) => Some((state, rest)),
+                Next::End(started) => {
+                    let took = started.elapsed();
+                    state.metrics.snapshot_seconds.observe(took.as_secs_f64());
+                    tracing::info!(took = ?took, "successfully sent database snapshot to client");
+                    None
+                }
+            };
+            Ok::<_, Ending>(Some((Chunk::from(message), next)))
+        },
+    ))))
+}
+
+enum Next {
+    Blob(Box<Rest>),
+    End(Instant),
+}
+
+impl Rest {
+    /// Reads the next piece, or makes the last message: blocking.
+    fn next(mut self: Box<Self>) -> Result<(Framed, Next), Status> {
+        let mut blob = vec![0; BLOB];
+        let read = self
+            .durable
+            .read
+            .image_chunk(self.offset, &mut blob)
+            .map_err(|error| Status::new(Code::Unknown, error.to_string()))?;
+        let message = |blob: Vec<u8>, remaining_bytes, version: &str| {
+            Framed::message(&SnapshotResponse {
+                header: None,
+                remaining_bytes,
+                blob: blob.into(),
+                version: version.to_owned(),
+            })
+        };
+        if read == 0 {
+            let digest = self.digest.finalize().to_vec();
+            let last = message(digest, 0, &self.version);
+            return Ok((last, Next::End(self.started)));
+        }
+        blob.truncate(read);
+        self.digest.update(&blob);
+        self.offset += read as u64;
+        let remaining = self.durable.read.size().saturating_sub(self.offset);
+        Ok((message(blob, remaining, &self.version), Next::Blob(self)))
+    }
+}

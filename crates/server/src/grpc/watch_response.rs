@@ -1,0 +1,277 @@
+//! The bytes of watch responses: stored records behind a header, nothing decoded.
+
+use bytes::{Bytes, BytesMut};
+use keelson_proto::rpc::etcdserverpb::{ResponseHeader, WatchResponse};
+use keelson_store::{EventRecord, watch};
+
+use super::splice::{self, Framed};
+use crate::state::State;
+
+/// What gRPC takes beyond the largest request, in bytes: a response is cut from there on.
+const FRAGMENT_OVERHEAD: usize = 512 << 10;
+
+/// How a watcher wants its events.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Flags {
+    /// With the values that they replaced.
+    pub(crate) prev_kv: bool,
+    /// Large responses in pieces.
+    pub(crate) fragment: bool,
+}
+
+/// The fields of `WatchResponse` that events need.
+const WATCH_ID: u32 = 2;
+const FRAGMENT: u32 = 7;
+const EVENTS: u32 = 11;
+
+/// The fields of `Event`.
+const TYPE: u32 = 1;
+const KV: u32 = 2;
+const PREV_KV: u32 = 3;
+
+/// The field of `KeyValue` that a tombstone lacks.
+const MOD_REVISION: u32 = 3;
+
+/// `EventType::Delete`.
+const DELETE: i64 = 1;
+
+/// One event on its way, with what it replaced.
+struct Item<'a> {
+    event: &'a EventRecord,
+    prev: Option<Bytes>,
+}
+
+impl Item<'_> {
+    fn kv_len(&self) -> u64 {
+        let record = self.event.record.bytes.len() as u64;
+        if self.event.record.tombstone {
+            record + splice::int_len(MOD_REVISION, self.event.revision.main)
+        } else {
+            record
+        }
+    }
+
+    fn event_len(&self) -> u64 {
+        let kind = if self.event.record.tombstone {
+            splice::int_len(TYPE, DELETE)
+        } else {
+            0
+        };
+        let prev = self
+            .prev
+            .as_ref()
+            .map_or(0, |prev| splice::bytes_len(PREV_KV, prev.len() as u64));
+        kind + splice::bytes_len(KV, self.kv_len()) + prev
+    }
+
+    fn len(&self) -> u64 {
+        splice::bytes_len(EVENTS, self.event_len())
+    }
+
+    fn put(&self, out: &mut BytesMut) {
+        splice::put_len(EVENTS, self.event_len(), out);
+        if self.event.record.tombstone {
+            splice::put_int(TYPE, DELETE, out);
+        }
+        splice::put_len(KV, self.kv_len(), out);
+        out.extend_from_slice(&self.event.record.bytes);
+        if self.event.record.tombstone {
+            splice::put_int(MOD_REVISION, self.event.revision.main, out);
+        }
+        if let Some(prev) = &self.prev {
+            splice::put_len(PREV_KV, prev.len() as u64, out);
+            out.extend_from_slice(prev);
+        }
+    }
+}
+
+/// Events of one watcher, as one response, or as several where it is too large and the watcher
+/// takes pieces.
+pub(crate) fn events(
+    state: &State,
+    header: &ResponseHeader,
+    watch_id: i64,
+    events: &[&EventRecord],
+    flags: Flags,
+) -> Vec<Bytes> {
+    let items: Vec<Item<'_>> = events
+        .iter()
+        .map(|event| Item {
+            event,
+            prev: if flags.prev_kv {
+                previous(state, event)
+            } else {
+                None
+            },
+        })
+        .collect();
+    let fixed = splice::header_len(header) + splice::int_len(WATCH_ID, watch_id);
+    let max = (state.settings.max_request_bytes + FRAGMENT_OVERHEAD) as u64;
+    let whole = fixed + items.iter().map(Item::len).sum::<u64>();
+    if !flags.fragment || items.len() < 2 || whole < max {
+        return vec![message(header, watch_id, &items, false)];
+    }
+    let mut pieces = Vec::new();
+    let mut rest = items.as_slice();
+    while !rest.is_empty() {
+        let mut len = fixed + splice::int_len(FRAGMENT, 1);
+        let fitting = rest.iter().take_while(|item| {
+            len += item.len();
+            len < max
+        });
+        let (piece, after) = rest.split_at(fitting.count().max(1));
+        pieces.push(message(header, watch_id, piece, !after.is_empty()));
+        rest = after;
+    }
+    pieces
+}
+
+/// What an event replaced; nothing where it is gone.
+fn previous(state: &State, event: &EventRecord) -> Option<Bytes> {
+    match watch::previous(state.shared(), event) {
+        Ok(previous) => previous,
+        Err(error) => {
+            tracing::error!(%error, revision = %event.revision, "failed to read a previous value");
+            None
+        }
+    }
+}
+
+fn message(header: &ResponseHeader, watch_id: i64, items: &[Item<'_>], fragment: bool) -> Bytes {
+    let len = splice::header_len(header)
+        + splice::int_len(WATCH_ID, watch_id)
+        + splice::int_len(FRAGMENT, i64::from(fragment))
+        + items.iter().map(Item::len).sum::<u64>();
+    let mut out = splice::begin(len, usize::try_from(len).unwrap_or_default());
+    splice::put_message(1, header, &mut out);
+    splice::put_int(WATCH_ID, watch_id, &mut out);
+    splice::put_int(FRAGMENT, i64::from(fragment), &mut out);
+    for item in items {
+        item.put(&mut out);
+    }
+    Framed::finished(out).into_bytes()
+}
+
+fn framed(response: &WatchResponse) -> Bytes {
+    Framed::message(response).into_bytes()
+}
+
+/// A watcher was made.
+pub(crate) fn created(header: &ResponseHeader, watch_id: i64) -> Bytes {
+    framed(&WatchResponse {
+        header: Some(*header),
+        watch_id,
+        created: true,
+        ..Default::default()
+    })
+}
+
+/// A watcher was ended by the client.
+pub(crate) fn canceled(header: &ResponseHeader, watch_id: i64) -> Bytes {
+    framed(&WatchResponse {
+        header: Some(*header),
+        watch_id,
+        canceled: true,
+        ..Default::default()
+    })
+}
+
+/// A watcher was not made.
+pub(crate) fn refused(header: &ResponseHeader, cancel_reason: String) -> Bytes {
+    framed(&WatchResponse {
+        header: Some(*header),
+        watch_id: -1,
+        created: true,
+        canceled: true,
+        cancel_reason,
+        ..Default::default()
+    })
+}
+
+/// Compaction has passed a watcher. The header names no revision, as in etcd.
+pub(crate) fn compacted(state: &State, watch_id: i64, compact_revision: i64) -> Bytes {
+    framed(&WatchResponse {
+        header: Some(state.header(0)),
+        watch_id,
+        canceled: true,
+        compact_revision,
+        ..Default::default()
+    })
+}
+
+/// Nothing is missing up to the header's revision.
+pub(crate) fn progress(header: &ResponseHeader, watch_id: i64) -> Bytes {
+    framed(&WatchResponse {
+        header: Some(*header),
+        watch_id,
+        ..Default::default()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+
+    use keelson_proto::rpc::mvccpb::{Event, KeyValue, event::EventType};
+    use keelson_store::{Record, Revision, record};
+
+    use super::*;
+
+    #[test]
+    fn spliced_events_are_what_a_decoder_expects() {
+        let header = ResponseHeader {
+            revision: 9,
+            raft_term: 2,
+            ..Default::default()
+        };
+        let mut put = Vec::new();
+        record::encode(b"k", 9, 9, 1, b"v", 0, &mut put);
+        let mut tombstone = Vec::new();
+        record::encode_tombstone(b"gone", &mut tombstone);
+        let event = |sub, bytes: &Vec<u8>, tombstone| EventRecord {
+            revision: Revision { main: 9, sub },
+            record: Record {
+                bytes: bytes.clone().into(),
+                tombstone,
+            },
+        };
+        let (put_event, delete_event) = (event(0, &put, false), event(1, &tombstone, true));
+        let items = [
+            Item {
+                event: &put_event,
+                prev: None,
+            },
+            Item {
+                event: &delete_event,
+                prev: Some(put.clone().into()),
+            },
+        ];
+        let bytes = message(&header, 3, &items, true);
+        let decoded = WatchResponse::decode(bytes.slice(splice::PREFIX..)).unwrap();
+        let kv = KeyValue::decode(&put[..]).unwrap();
+        let gone = KeyValue {
+            key: "gone".into(),
+            mod_revision: 9,
+            ..Default::default()
+        };
+        let expected = WatchResponse {
+            header: Some(header),
+            watch_id: 3,
+            fragment: true,
+            events: vec![
+                Event {
+                    r#type: EventType::Put.into(),
+                    kv: Some(kv.clone()),
+                    prev_kv: None,
+                },
+                Event {
+                    r#type: EventType::Delete.into(),
+                    kv: Some(gone),
+                    prev_kv: Some(kv),
+                },
+            ],
+            ..Default::default()
+        };
+        assert_eq!(decoded, expected);
+    }
+}

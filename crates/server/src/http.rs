@@ -1,0 +1,177 @@
+//! Everything that comes over a connection: gRPC by its content type, the rest by its path.
+
+use std::sync::Arc;
+
+use http::header::{self, HeaderName, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+
+use crate::grpc;
+use crate::grpc::splice::Body;
+use crate::metrics;
+use crate::serving::{Handle, Origin, Purpose};
+use crate::state::{ETCD_VERSION, State};
+
+mod health;
+
+const NOSNIFF: (HeaderName, HeaderValue) = (
+    HeaderName::from_static("x-content-type-options"),
+    HeaderValue::from_static("nosniff"),
+);
+const PLAIN: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+
+impl Handle for State {
+    async fn handle(
+        self: &Arc<State>,
+        origin: Origin,
+        request: Request<Incoming>,
+    ) -> Response<Body> {
+        let is_grpc = request
+            .headers()
+            .get(header::CONTENT_TYPE)
+            .is_some_and(grpc::is_grpc);
+        match origin.purpose {
+            Purpose::Client | Purpose::ClientGrpc if is_grpc => {
+                grpc::serve(self, origin, request).await
+            }
+            Purpose::ClientGrpc => text(StatusCode::UNSUPPORTED_MEDIA_TYPE, ""),
+            Purpose::Peer => peer(self, request),
+            Purpose::Client | Purpose::ClientHttp | Purpose::Metrics => {
+                let mut response = Box::pin(route(self, origin, request)).await;
+                allow_origins(&mut response);
+                response
+            }
+        }
+    }
+
+    async fn background(self: &Arc<State>, thread: u16) {
+        tokio::join!(
+            self.tickets.deliveries(thread),
+            self.watching.run(thread, self)
+        );
+    }
+}
+
+/// Every page may be read from everywhere, as etcd has it by default.
+fn allow_origins(response: &mut Response<Body>) {
+    let headers = response.headers_mut();
+    headers.insert(
+        header::ACCESS_CONTROL_ALLOW_METHODS,
+        HeaderValue::from_static("POST, GET, OPTIONS, PUT, DELETE"),
+    );
+    headers.insert(
+        header::ACCESS_CONTROL_ALLOW_ORIGIN,
+        HeaderValue::from_static("*"),
+    );
+    headers.insert(
+        header::ACCESS_CONTROL_ALLOW_HEADERS,
+        HeaderValue::from_static("accept, content-type, authorization"),
+    );
+}
+
+async fn route(state: &Arc<State>, origin: Origin, request: Request<Incoming>) -> Response<Body> {
+    if request.method() == Method::OPTIONS {
+        return Response::new(Body::empty());
+    }
+    let path = request.uri().path();
+    let query = request.uri().query().unwrap_or_default();
+    let get = request.method() == Method::GET;
+    match path {
+        "/metrics" => exposition(state),
+        "/health" if get => health::health(state, origin, query).await,
+        "/health" => method_not_allowed(),
+        "/version" if origin.purpose == Purpose::Metrics => not_found(),
+        "/version" if get => version(state),
+        "/version" => method_not_allowed(),
+        _ => match health::Probe::find(path) {
+            Some(probe) if get => health::probe(state, origin, probe, query).await,
+            Some(_) => method_not_allowed(),
+            None => not_found(),
+        },
+    }
+}
+
+/// What other members, and tools that look for them, may ask.
+fn peer(state: &State, request: Request<Incoming>) -> Response<Body> {
+    let get = request.method() == Method::GET;
+    match request.uri().path() {
+        "/version" if get => version(state),
+        "/members" if get => members(state),
+        "/version" | "/members" => method_not_allowed(),
+        _ => not_found(),
+    }
+}
+
+fn members(state: &State) -> Response<Body> {
+    let members = state.shared().members();
+    let shown: Vec<_> = members
+        .members()
+        .map(|member| String::from_utf8_lossy(&member.to_json()).into_owned())
+        .collect();
+    let mut response = Response::new(Body::plain(format!("[{}]\n", shown.join(","))));
+    let headers = response.headers_mut();
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
+    if let Ok(id) = HeaderValue::from_str(&state.node.cluster_id().to_string()) {
+        headers.insert(HeaderName::from_static("x-etcd-cluster-id"), id);
+    }
+    response
+}
+
+fn exposition(state: &State) -> Response<Body> {
+    let mut response = Response::new(Body::plain(
+        state.metrics.text(metrics::member::families(state)),
+    ));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8; escaping=underscores"),
+    );
+    response
+}
+
+/// The versions that others look at, and, beside them, our own.
+fn version(state: &State) -> Response<Body> {
+    let cluster = state
+        .shared()
+        .members()
+        .version()
+        .map_or_else(|| "not_decided".to_owned(), ToString::to_string);
+    let storage = state
+        .shared()
+        .storage_version()
+        .map_or_else(|| "unknown".to_owned(), |version| version.to_string());
+    let own = env!("CARGO_PKG_VERSION");
+    let body = format!(
+        r#"{{"etcdserver":"{ETCD_VERSION}","etcdcluster":"{cluster}","storage":"{storage}","keelson":"{own}"}}"#
+    );
+    let mut response = Response::new(Body::plain(body));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
+    response
+}
+
+/// A plain answer, as Go's `http.Error` makes it.
+fn text(status: StatusCode, body: impl Into<bytes::Bytes>) -> Response<Body> {
+    let mut response = Response::new(Body::plain(body));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, PLAIN);
+    headers.insert(NOSNIFF.0, NOSNIFF.1);
+    response
+}
+
+fn not_found() -> Response<Body> {
+    text(StatusCode::NOT_FOUND, "404 page not found\n")
+}
+
+fn method_not_allowed() -> Response<Body> {
+    let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed\n");
+    response
+        .headers_mut()
+        .insert(header::ALLOW, HeaderValue::from_static("GET"));
+    response
+}

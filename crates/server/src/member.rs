@@ -1,0 +1,509 @@
+//! A member with its sockets: start and stop, in the order that `INTERNALS.md` 14 fixes.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::thread;
+use std::time::Duration;
+
+use keelson_node::{Env, Node, Watchers};
+use keelson_store::EventRange;
+use keelson_store::{Quota, auth};
+use keelson_transport::listener::{ListenOptions, Listener};
+use rustix::process::{Resource, getrlimit};
+use tokio::sync::{Notify, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::Error;
+use crate::config::{AutoCompaction, Checked, Gate};
+use crate::logging::{self, json};
+use crate::metrics::Metrics;
+use crate::pool::Pool;
+use crate::serving::{Limits, Purpose, Serving};
+use crate::state::{ETCD_VERSION, Settings, State};
+use crate::tickets::Tickets;
+use crate::tokens::Tokens;
+use crate::url::Url;
+use crate::watching::Watching;
+
+/// How long unary calls may take once the stop has begun.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How often a member that waits to be ready looks whether it has failed.
+const READY_EVERY: Duration = Duration::from_millis(100);
+
+/// How often it looks whether the cluster's version is known.
+const CAPABLE_EVERY: Duration = Duration::from_millis(2);
+
+/// What a time-out adds to two election timeouts.
+const REQUEST_BASE: Duration = Duration::from_secs(5);
+
+/// File descriptors that are no client's (api.md 4.1).
+const RESERVED_FILES: usize = 150;
+
+/// A running member.
+///
+/// Dropping it stops it as [`Member::stop`] does.
+pub struct Member {
+    state: Arc<State>,
+    serving: Option<Serving>,
+    metrics_serving: Option<Serving>,
+    client_urls: Vec<Url>,
+}
+
+impl std::fmt::Debug for Member {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Member")
+            .field("id", &self.state.node.member_id())
+            .field("client_urls", &self.client_urls)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Sockets that are bound, each with what it is for.
+struct Sockets {
+    peers: Vec<Listener>,
+    clients: Vec<(Listener, Purpose, Url)>,
+    metrics: Vec<Listener>,
+}
+
+impl Member {
+    /// Starts a member on the system's clocks and files. When it returns, the member serves.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`]; then nothing is left running.
+    pub fn start(config: Checked) -> Result<Member, Error> {
+        Member::start_in(config, Env::real())
+    }
+
+    /// As [`Member::start`], in a world of the caller's making.
+    ///
+    /// # Errors
+    ///
+    /// As [`Member::start`].
+    pub fn start_in(mut config: Checked, env: Env) -> Result<Member, Error> {
+        // Sockets first: a busy port is seen before anything is written.
+        let sockets = bind(&mut config)?;
+        let connections_max = connections_max()?;
+        let threads = serving_threads();
+        let tickets = Arc::new(Tickets::new(threads));
+        let pool = Pool::start(usize::from(threads)).map_err(|source| Error::Threads {
+            what: "the reader pool",
+            source,
+        })?;
+        let tokens = Arc::new(Tokens::new(Duration::from_secs(config.auth_token_ttl)));
+        let changed = Arc::new(Notify::new());
+        let watching = Arc::new(Watching::new(threads));
+        let metrics = Arc::new(Metrics::new(ETCD_VERSION, config.metrics == "extensive"));
+        for (gate, name, stage) in Gate::all() {
+            metrics.gate(name, stage, config.feature_gates.enabled(gate));
+        }
+        let told = Arc::new(Told {
+            metrics: Arc::clone(&metrics),
+            tokens: Arc::clone(&tokens),
+            changed: Arc::clone(&changed),
+            watching: Arc::clone(&watching),
+        });
+        log_start(&config);
+        let node = Node::start(node_config(&config)?, env, Arc::clone(&tickets) as _, told)?;
+        let draining = CancellationToken::new();
+        let state = Arc::new(State {
+            tokens,
+            watching,
+            changed,
+            settings: settings(&config),
+            capable: AtomicBool::new(false),
+            pool: Arc::new(pool),
+            node,
+            tickets,
+            metrics,
+            draining,
+        });
+        let client_urls = sockets.clients.iter().map(|(_, _, url)| url.clone());
+        let mut member = Member {
+            client_urls: client_urls.collect(),
+            serving: None,
+            metrics_serving: None,
+            state,
+        };
+        member.serve(&config, sockets, threads, connections_max)?;
+        Ok(member)
+    }
+
+    /// Opens the doors: metrics at once, clients when the member has joined its cluster.
+    fn serve(
+        &mut self,
+        config: &Checked,
+        sockets: Sockets,
+        threads: u16,
+        connections_max: usize,
+    ) -> Result<(), Error> {
+        let threads_error = |source| Error::Threads {
+            what: "the serving threads",
+            source,
+        };
+        let limits = Limits {
+            streams: config.max_concurrent_streams,
+            ping_interval: if config.grpc_keepalive_timeout.is_zero() {
+                Duration::ZERO
+            } else {
+                config.grpc_keepalive_interval
+            },
+            ping_timeout: config.grpc_keepalive_timeout,
+            connections: connections_max,
+        };
+        let Sockets {
+            peers,
+            clients,
+            metrics,
+        } = sockets;
+        log_addresses(config);
+        let start = |threads| {
+            let draining = self.state.draining.clone();
+            Serving::start(threads, &self.state, limits, draining).map_err(threads_error)
+        };
+        let mut serving = start(threads)?;
+        // Peers and metrics are answered before clients are, and until the end.
+        let mut early = start_early(&self.state, limits).map_err(threads_error)?;
+        let others = peers
+            .into_iter()
+            .map(|listener| (listener, Purpose::Peer))
+            .chain(
+                metrics
+                    .into_iter()
+                    .map(|listener| (listener, Purpose::Metrics)),
+            );
+        early.accept(others.collect()).map_err(threads_error)?;
+        self.metrics_serving = Some(early);
+        self.wait_until_ready()?;
+        for (listener, purpose, _) in &clients {
+            log_ready(listener, *purpose);
+        }
+        let doors = clients
+            .into_iter()
+            .map(|(listener, purpose, _)| (listener, purpose));
+        serving.accept(doors.collect()).map_err(threads_error)?;
+        self.serving = Some(serving);
+        logging::announce(config);
+        Ok(())
+    }
+
+    /// Waits until the member has published itself and knows the cluster's version. As with etcd,
+    /// that has no time-out: without a quorum it takes as long as that does.
+    fn wait_until_ready(&self) -> Result<(), Error> {
+        loop {
+            if let Some(failure) = self.failure() {
+                return Err(Error::Stopped(failure));
+            }
+            match self.state.node.wait_ready(READY_EVERY) {
+                Ok(()) if self.state.is_capable() => return Ok(()),
+                Ok(()) => thread::sleep(CAPABLE_EVERY),
+                Err(keelson_node::Error::NotReady) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// The URLs that clients are listened for on, with the ports that are really bound.
+    #[must_use]
+    pub fn client_urls(&self) -> &[Url] {
+        &self.client_urls
+    }
+
+    /// The member beneath: what tests and tools look at.
+    #[must_use]
+    pub fn node(&self) -> &Node {
+        &self.state.node
+    }
+
+    /// Why the member has stopped by itself, if it has.
+    #[must_use]
+    pub fn failure(&self) -> Option<String> {
+        self.state.node.failure().map(|failure| failure.to_string())
+    }
+
+    /// Stops the member: what clients wait for is given a second, everything that was acknowledged
+    /// is in the file when this returns, and directory and ports are free.
+    pub fn stop(mut self) {
+        self.shut_down(true);
+    }
+
+    /// Ends the member as a crash would: without a last commit, and with no word to its clients.
+    pub fn kill(mut self) {
+        self.shut_down(false);
+    }
+
+    fn shut_down(&mut self, in_order: bool) {
+        if let Some(mut serving) = self.serving.take() {
+            if in_order {
+                info!("closing etcd server");
+                serving.drain();
+            }
+            let patience = if in_order {
+                DRAIN_PATIENCE
+            } else {
+                Duration::ZERO
+            };
+            serving.join(patience);
+        }
+        if in_order {
+            self.state.node.stop();
+        } else {
+            self.state.node.kill();
+        }
+        self.state.pool.stop();
+        if let Some(serving) = self.metrics_serving.take() {
+            serving.join(Duration::ZERO);
+            if in_order {
+                info!("closed etcd server");
+            }
+        }
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        self.shut_down(true);
+    }
+}
+
+/// What the node tells beside its answers.
+struct Told {
+    tokens: Arc<Tokens>,
+    watching: Arc<Watching>,
+    changed: Arc<Notify>,
+    metrics: Arc<Metrics>,
+}
+
+impl Watchers for Told {
+    fn events(&self, batch: EventRange) {
+        let records = &batch.records;
+        let ended = records.iter().filter(|event| event.record.tombstone);
+        self.metrics.events(records.len(), ended.count());
+        self.changed.notify_waiters();
+        self.watching.events(batch);
+    }
+
+    fn tokens_revoked(&self, user: Option<&str>) {
+        match user {
+            Some(user) => self.tokens.forget_user(user),
+            None => self.tokens.forget_all(),
+        }
+    }
+}
+
+/// The configuration as the node reads it. What a new member is born with is looked at only where
+/// the directory holds none.
+fn node_config(config: &Checked) -> Result<keelson_node::Config, Error> {
+    let is_new = !config.member_dir().exists();
+    let (initial_cluster, token) = if is_new {
+        let born = config.bootstrap()?;
+        let urls = born.peer_urls.iter().map(Url::to_string).collect();
+        (vec![(born.name, urls)], born.token)
+    } else {
+        (Vec::new(), config.initial_cluster_token.clone())
+    };
+    Ok(keelson_node::Config {
+        initial_cluster,
+        token,
+        wal_dir: (!config.wal_dir.as_os_str().is_empty()).then(|| config.wal_dir.clone()),
+        client_urls: config
+            .advertise_client_urls
+            .iter()
+            .map(Url::to_string)
+            .collect(),
+        heartbeat: config.tick(),
+        election: Duration::from_millis(config.election_ms),
+        pre_vote: config.pre_vote,
+        election_at_once: config.initial_election_tick_advance,
+        snapshot_count: config
+            .is_set("snapshot-count")
+            .then_some(config.snapshot_count),
+        max_snapshots: config.max_snapshots as usize,
+        max_wals: config.max_wals as usize,
+        quota: Quota::new(config.quota_backend_bytes),
+        max_request_bytes: config.max_request_bytes as usize,
+        auto_compaction: match config.auto_compaction() {
+            None => keelson_node::AutoCompaction::Off,
+            Some(AutoCompaction::Periodic(time)) => keelson_node::AutoCompaction::Periodic(time),
+            Some(AutoCompaction::Revision(keep)) => keelson_node::AutoCompaction::Revision(keep),
+        },
+        slow_apply: config.warning_apply_duration,
+        ..keelson_node::Config::new(&config.name, &config.data_dir, "")
+    })
+}
+
+/// How many connections clients may have, which is what the process may open but for its own files.
+fn connections_max() -> Result<usize, Error> {
+    let Some(limit) = getrlimit(Resource::Nofile).current else {
+        return Ok(Semaphore::MAX_PERMITS);
+    };
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    match limit.checked_sub(RESERVED_FILES) {
+        None | Some(0) => Err(Error::TooFewFiles {
+            limit,
+            reserved: RESERVED_FILES,
+        }),
+        Some(left) => Ok(left.min(Semaphore::MAX_PERMITS)),
+    }
+}
+
+fn serving_threads() -> u16 {
+    thread::available_parallelism()
+        .ok()
+        .and_then(|cores| u16::try_from(cores.get()).ok())
+        .unwrap_or(1)
+}
+
+fn settings(config: &Checked) -> Settings {
+    Settings {
+        watch_progress_interval: config.watch_progress_notify_interval,
+        max_request_bytes: config.max_request_bytes as usize,
+        max_txn_ops: config.max_txn_ops as usize,
+        quota_backend_bytes: config.quota_backend_bytes,
+        bcrypt_cost: bcrypt_cost(config.bcrypt_cost),
+        request_timeout: REQUEST_BASE + Duration::from_millis(2 * config.election_ms),
+        slow_call: config.warning_unary_request_duration,
+    }
+}
+
+fn bcrypt_cost(configured: u32) -> u32 {
+    if (4..=31).contains(&configured) {
+        return configured;
+    }
+    warn!(
+        "min-cost" = 4,
+        "max-cost" = 31,
+        "default-cost" = auth::COST_DEFAULT,
+        "given-cost" = configured,
+        "use default bcrypt cost instead of the invalid given cost"
+    );
+    auth::COST_DEFAULT
+}
+
+fn bind(config: &mut Checked) -> Result<Sockets, Error> {
+    let options = ListenOptions {
+        reuse_port: config.socket_reuse_port,
+    };
+    let one = |url: &Url| match url.socket_path() {
+        Some(path) => Listener::bind_unix(&path),
+        None => Listener::bind_tcp(url.authority(), options),
+    };
+    let all = |urls: &[Url]| urls.iter().map(one).collect::<Result<Vec<_>, _>>();
+    info!(
+        "listen-peer-urls:json" = json(&texts(&config.listen_peer_urls)),
+        "configuring peer listeners"
+    );
+    let bound = config.take_peer_listeners();
+    let peers = if bound.is_empty() {
+        all(&config.listen_peer_urls)?
+    } else {
+        bound.into_iter().map(Listener::Tcp).collect()
+    };
+    info!(
+        "listen-client-urls:json" = json(&texts(&config.listen_client_urls)),
+        "configuring client listeners"
+    );
+    let bound = config.take_client_listeners();
+    let clients = if bound.is_empty() {
+        all(&config.listen_client_urls)?
+    } else {
+        bound.into_iter().map(Listener::Tcp).collect()
+    };
+    let purpose = if config.listen_client_http_urls.is_empty() {
+        Purpose::Client
+    } else {
+        Purpose::ClientGrpc
+    };
+    let mut doors: Vec<_> = clients
+        .into_iter()
+        .zip(&config.listen_client_urls)
+        .map(|(listener, url)| (listener, purpose, url.clone()))
+        .collect();
+    for url in &config.listen_client_http_urls {
+        doors.push((one(url)?, Purpose::ClientHttp, url.clone()));
+    }
+    Ok(Sockets {
+        peers,
+        clients: doors,
+        metrics: all(&config.listen_metrics_urls)?,
+    })
+}
+
+/// One thread for everything that is no client: it must answer also when those for clients do not.
+fn start_early(state: &Arc<State>, limits: Limits) -> std::io::Result<Serving> {
+    Serving::start(1, state, limits, CancellationToken::new())
+}
+
+fn texts(urls: &[Url]) -> Vec<&str> {
+    urls.iter().map(Url::as_str).collect()
+}
+
+/// The line by which etcd tells what it was started with.
+fn log_start(config: &Checked) {
+    info!(
+        "etcd-version" = ETCD_VERSION,
+        "keelson-version" = env!("CARGO_PKG_VERSION"),
+        "max-cpu-available" = serving_threads(),
+        "member-initialized" = config.member_dir().exists(),
+        name = %config.name,
+        "data-dir" = %config.data_dir.display(),
+        "wal-dir" = %config.wal_dir.display(),
+        "member-dir" = %config.member_dir().display(),
+        "heartbeat-interval" = ?config.tick(),
+        "election-timeout" = ?Duration::from_millis(config.election_ms),
+        "initial-election-tick-advance" = config.initial_election_tick_advance,
+        "snapshot-count" = config.snapshot_count,
+        "max-wals" = config.max_wals,
+        "max-snapshots" = config.max_snapshots,
+        "snapshot-catchup-entries" = config.snapshot_catchup_entries,
+        "initial-advertise-peer-urls:json" = json(&texts(&config.advertise_peer_urls)),
+        "listen-peer-urls:json" = json(&texts(&config.listen_peer_urls)),
+        "advertise-client-urls:json" = json(&texts(&config.advertise_client_urls)),
+        "listen-client-urls:json" = json(&texts(&config.listen_client_urls)),
+        "listen-metrics-urls:json" = json(&texts(&config.listen_metrics_urls)),
+        "initial-cluster" = %config.initial_cluster(),
+        "initial-cluster-token" = %config.initial_cluster_token,
+        "quota-backend-bytes" = config.quota().map_or(config.quota_backend_bytes, |quota| {
+            i64::try_from(quota).unwrap_or(i64::MAX)
+        }),
+        "max-request-bytes" = config.max_request_bytes,
+        "max-concurrent-streams" = config.max_concurrent_streams,
+        "pre-vote" = config.pre_vote,
+        "auto-compaction-mode" = %config.auto_compaction_mode,
+        "auto-compaction-retention" = %config.auto_compaction_retention,
+        "v2-deprecation" = "write-only",
+        "starting an etcd server"
+    );
+}
+
+fn log_addresses(config: &Checked) {
+    info!(
+        "initial-advertise-peer-urls:json" = json(&texts(&config.advertise_peer_urls)),
+        "listen-peer-urls:json" = json(&texts(&config.listen_peer_urls)),
+        "advertise-client-urls:json" = json(&texts(&config.advertise_client_urls)),
+        "listen-client-urls:json" = json(&texts(&config.listen_client_urls)),
+        "listen-metrics-urls:json" = json(&texts(&config.listen_metrics_urls)),
+        "now serving peer/client/metrics"
+    );
+}
+
+fn log_ready(listener: &Listener, purpose: Purpose) {
+    info!("ready to serve client requests");
+    let traffic = match purpose {
+        Purpose::Client => {
+            warn!(
+                "Running http and grpc server on single port. This is not recommended for production."
+            );
+            "grpc+http"
+        }
+        Purpose::ClientGrpc => "grpc",
+        Purpose::ClientHttp | Purpose::Metrics | Purpose::Peer => "http",
+    };
+    info!(
+        traffic,
+        address = %listener.local_address(),
+        "serving client traffic insecurely; this is strongly discouraged!"
+    );
+}

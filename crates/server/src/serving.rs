@@ -1,0 +1,401 @@
+//! Serving threads: connections are dealt out to them, and each serves its own alone.
+//!
+//! One accept thread waits on all listeners and gives each connection to the serving thread with the
+//! fewest. A serving thread is a runtime of its own: what a connection needs never leaves it, but for
+//! proposals and long reads.
+//!
+//! Stopping is in two steps, so that the member can stop what stands between them: `drain` ends the
+//! accepting and tells every connection to finish, `Serving::join` waits until they have, at most for
+//! a while, and drops what is left.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use keelson_transport::listener::{Acceptor, Listener, Socket, Stream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::grpc::splice::Body;
+
+/// Flow-control windows, in bytes: how much a client may send before we have read it.
+const WINDOW: u32 = 1 << 20;
+
+/// Largest HTTP/2 frame that clients may send, in bytes.
+const FRAME_MAX: u32 = 64 << 10;
+
+/// Most unsent bytes that a stream of ours may hold; what is beyond waits in its handler.
+const SEND_BUFFER: usize = 64 << 10;
+
+/// Largest list of header fields that clients may send, in bytes: room for long tokens.
+const HEADER_LIST_MAX: u32 = 1 << 20;
+
+/// How long an HTTP/1 client may take to send a request's head.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5 * 60);
+
+/// Threads beside a serving thread for what takes long and is not reading: hashing passwords.
+const BLOCKING_THREADS: usize = 2;
+
+/// How long to wait when the system has no more sockets for us.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+
+/// What a listener is there for; handlers see it with each request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// gRPC and HTTP for clients.
+    Client,
+    /// gRPC alone: HTTP has listeners of its own.
+    ClientGrpc,
+    /// HTTP alone.
+    ClientHttp,
+    /// Health checks and metrics alone.
+    Metrics,
+    /// Other members; they ask for versions and members.
+    Peer,
+}
+
+/// Which connection a request came over.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Origin {
+    /// The number of the serving thread.
+    pub(crate) thread: u16,
+    pub(crate) purpose: Purpose,
+}
+
+/// What answers requests.
+pub(crate) trait Handle: Send + Sync + 'static {
+    /// Answers one request.
+    fn handle(
+        self: &Arc<Self>,
+        origin: Origin,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Response<Body>> + Send;
+
+    /// Runs on a serving thread as long as it serves.
+    fn background(self: &Arc<Self>, thread: u16) -> impl Future<Output = ()> + Send;
+}
+
+/// Limits of connections that come from the configuration.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Streams that one connection may have open; `u32::MAX` sends no limit, as etcd does.
+    pub(crate) streams: u32,
+    /// Time without traffic after which a connection is pinged; zero never pings.
+    pub(crate) ping_interval: Duration,
+    /// Time after which a ping without answer ends the connection.
+    pub(crate) ping_timeout: Duration,
+    /// Connections that may be open, all threads together; more wait to be accepted.
+    pub(crate) connections: usize,
+}
+
+/// The serving threads and the accept thread.
+pub(crate) struct Serving {
+    draining: CancellationToken,
+    dropping: CancellationToken,
+    dealer: Arc<Dealer>,
+    accepting: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// Gives connections to threads.
+struct Dealer {
+    room: Arc<Semaphore>,
+    threads: Vec<(Sockets, Arc<AtomicUsize>)>,
+}
+
+/// Where connections for a thread go; bounded by how many may be open.
+type Sockets = mpsc::UnboundedSender<Accepted>;
+
+/// A connection with its place among those that may be open.
+struct Accepted {
+    socket: Socket,
+    purpose: Purpose,
+    place: OwnedSemaphorePermit,
+}
+
+impl Dealer {
+    fn deal(&self, accepted: Accepted) {
+        let least = self
+            .threads
+            .iter()
+            .min_by_key(|(_, open)| open.load(Ordering::Relaxed));
+        if let Some((sender, open)) = least {
+            open.fetch_add(1, Ordering::Relaxed);
+            // A thread that has ended takes no more; then the socket is closed here.
+            drop(sender.send(accepted));
+        }
+    }
+}
+
+impl Serving {
+    /// Starts `threads` serving threads. Connections come with [`Serving::accept`]. `draining` is
+    /// cancelled when the stop begins: endless streams end by it.
+    ///
+    /// # Errors
+    ///
+    /// Where the system gives no threads.
+    pub(crate) fn start<H: Handle>(
+        threads: u16,
+        handler: &Arc<H>,
+        limits: Limits,
+        draining: CancellationToken,
+    ) -> io::Result<Serving> {
+        let dropping = CancellationToken::new();
+        let mut dealer = Vec::new();
+        let mut handles = Vec::new();
+        for number in 0..threads.max(1) {
+            let (sender, sockets) = mpsc::unbounded_channel();
+            let open = Arc::new(AtomicUsize::new(0));
+            let worker = Worker {
+                number,
+                handler: Arc::clone(handler),
+                connections: connection_builder(limits),
+                open: Arc::clone(&open),
+                draining: draining.clone(),
+                dropping: dropping.clone(),
+            };
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .max_blocking_threads(BLOCKING_THREADS)
+                .build()?;
+            handles.push(
+                std::thread::Builder::new()
+                    .name(format!("serving-{number}"))
+                    .stack_size(keelson_proto::request::STACK_BYTES)
+                    .spawn(move || runtime.block_on(worker.run(sockets)))?,
+            );
+            dealer.push((sender, open));
+        }
+        Ok(Serving {
+            draining,
+            dropping,
+            dealer: Arc::new(Dealer {
+                room: Arc::new(Semaphore::new(limits.connections)),
+                threads: dealer,
+            }),
+            accepting: None,
+            threads: handles,
+        })
+    }
+
+    /// Starts to accept connections from these listeners. Called once.
+    ///
+    /// # Errors
+    ///
+    /// Where the system gives no thread, or a listener cannot be waited on.
+    pub(crate) fn accept(&mut self, listeners: Vec<(Listener, Purpose)>) -> io::Result<()> {
+        assert!(self.accepting.is_none(), "a member accepts once");
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let inside = runtime.enter();
+        let acceptors = listeners
+            .into_iter()
+            .map(|(listener, purpose)| Ok((listener.into_acceptor()?, purpose)))
+            .collect::<io::Result<Vec<_>>>()?;
+        drop(inside);
+        let dealer = Arc::clone(&self.dealer);
+        let draining = self.draining.clone();
+        let thread = std::thread::Builder::new()
+            .name("accept".to_owned())
+            .spawn(move || {
+                runtime.block_on(async {
+                    let mut loops = JoinSet::new();
+                    for (acceptor, purpose) in acceptors {
+                        loops.spawn(accept_from(acceptor, purpose, Arc::clone(&dealer)));
+                    }
+                    draining.cancelled().await;
+                });
+            })?;
+        self.accepting = Some(thread);
+        Ok(())
+    }
+
+    /// Ends the accepting and asks every connection to finish what it is at.
+    pub(crate) fn drain(&mut self) {
+        self.draining.cancel();
+        if let Some(thread) = self.accepting.take() {
+            drop(thread.join());
+        }
+    }
+
+    /// Waits until all connections have finished, `patience` at most, and ends the threads.
+    pub(crate) fn join(mut self, patience: Duration) {
+        self.drain();
+        let deadline = std::time::Instant::now() + patience;
+        let ended = || self.threads.iter().all(JoinHandle::is_finished);
+        while !ended() && std::time::Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        self.dropping.cancel();
+        for thread in self.threads {
+            // A thread that panicked has said so already.
+            drop(thread.join());
+        }
+    }
+}
+
+async fn accept_from(acceptor: Acceptor, purpose: Purpose, dealer: Arc<Dealer>) {
+    loop {
+        let Ok(place) = Arc::clone(&dealer.room).acquire_owned().await else {
+            return;
+        };
+        match acceptor.accept().await {
+            Ok(socket) => dealer.deal(Accepted {
+                socket,
+                purpose,
+                place,
+            }),
+            Err(error) => {
+                tracing::warn!(%error, "accept error");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+fn connection_builder(limits: Limits) -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    let streams = (limits.streams != u32::MAX).then_some(limits.streams);
+    let interval = (!limits.ping_interval.is_zero()).then_some(limits.ping_interval);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(streams)
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW)
+        .adaptive_window(false)
+        .max_frame_size(FRAME_MAX)
+        .max_send_buf_size(SEND_BUFFER)
+        .max_header_list_size(HEADER_LIST_MAX)
+        .keep_alive_interval(interval)
+        .keep_alive_timeout(limits.ping_timeout)
+        // gRPC answers carry no date.
+        .auto_date_header(false);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT);
+    builder
+}
+
+/// One serving thread.
+struct Worker<H> {
+    number: u16,
+    handler: Arc<H>,
+    connections: auto::Builder<TokioExecutor>,
+    open: Arc<AtomicUsize>,
+    draining: CancellationToken,
+    dropping: CancellationToken,
+}
+
+impl<H: Handle> Worker<H> {
+    async fn run(self, mut sockets: mpsc::UnboundedReceiver<Accepted>) {
+        let mut background = pin!(self.handler.background(self.number));
+        let mut background_ended = false;
+        let mut connections = JoinSet::new();
+        let mut closed = false;
+        loop {
+            tokio::select! {
+                biased;
+                () = self.dropping.cancelled() => return,
+                () = &mut background, if !background_ended => background_ended = true,
+                () = self.draining.cancelled(), if !closed => {
+                    closed = true;
+                    sockets.close();
+                }
+                socket = sockets.recv(), if !closed => match socket {
+                    Some(accepted) => self.serve(accepted, &mut connections),
+                    None => closed = true,
+                },
+                Some(_) = connections.join_next() => {}
+                else => {}
+            }
+            if closed && connections.is_empty() {
+                return;
+            }
+        }
+    }
+
+    fn serve(&self, accepted: Accepted, connections: &mut JoinSet<()>) {
+        let Accepted {
+            socket,
+            purpose,
+            place,
+        } = accepted;
+        let open = OpenGuard {
+            open: Arc::clone(&self.open),
+            _place: place,
+        };
+        let stream = match socket.into_stream() {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::debug!(%error, "connection ended before it was served");
+                return;
+            }
+        };
+        connections.spawn(serve_connection(
+            stream,
+            Origin {
+                thread: self.number,
+                purpose,
+            },
+            Arc::clone(&self.handler),
+            self.connections.clone(),
+            self.draining.clone(),
+            open,
+        ));
+    }
+}
+
+/// Counts a connection of a thread, and keeps its place, for as long as it lives.
+struct OpenGuard {
+    open: Arc<AtomicUsize>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Drop for OpenGuard {
+    fn drop(&mut self) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+async fn serve_connection<H: Handle>(
+    stream: Stream,
+    origin: Origin,
+    handler: Arc<H>,
+    builder: auto::Builder<TokioExecutor>,
+    draining: CancellationToken,
+    _open: OpenGuard,
+) {
+    let service = service_fn(move |request| {
+        let handler = Arc::clone(&handler);
+        async move { Ok::<_, Infallible>(handler.handle(origin, request).await) }
+    });
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = draining.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        // A client that goes away in the middle is nobody's fault.
+        tracing::debug!(error = %error, "connection ended");
+    }
+}
+
+#[cfg(test)]
+mod tests;

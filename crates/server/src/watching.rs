@@ -1,0 +1,548 @@
+//! Watches of each serving thread: a shard, its streams, and what is on its way to them.
+//!
+//! Apply leaves one message a batch and thread that has watchers ([`Watchers::events`]); a task on
+//! the thread's runtime matches it, packs one response a watcher and revision, and wakes each stream
+//! that got something. Watchers that lag are fed from the reader pool by the same task, many a
+//! fetch. All of it happens on the thread that serves the streams; its lock is never contended but
+//! by that thread.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
+
+use bytes::Bytes;
+use keelson_store::watch::{
+    Chunk, Fetched, Flow, Handle, Shard, Spec, State as ShardState, StreamId, Target, fetch,
+};
+use keelson_store::{EventRange, EventRecord};
+use tokio::sync::Notify;
+
+use crate::grpc::watch_response::{self as response, Flags};
+use crate::state::State;
+
+/// Bytes that may wait to be sent on one stream; its watchers lag beyond that.
+const STREAM_BYTES_MAX: usize = 1 << 20;
+
+/// Watchers that one fetch feeds.
+const JOBS_MAX: usize = 64;
+
+/// What one fetch is said to cost the reader pool, in bytes.
+const FETCH_COST: u64 = 4 << 20;
+
+/// The watches of all serving threads.
+pub(crate) struct Watching {
+    threads: Box<[Hub]>,
+    /// Events that were sent.
+    events: AtomicU64,
+}
+
+/// Numbers of all watches.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Numbers {
+    pub(crate) watchers: u64,
+    pub(crate) streams: u64,
+    /// Watchers that lag.
+    pub(crate) lagging: u64,
+    /// Responses that wait to be sent.
+    pub(crate) queued: u64,
+    /// Events sent so far.
+    pub(crate) events: u64,
+}
+
+struct Hub {
+    /// Whether batches are wanted.
+    open: AtomicBool,
+    inbox: Mutex<Vec<EventRange>>,
+    arrived: Notify,
+    core: Mutex<Core>,
+}
+
+/// The watchers of a thread and the streams that they belong to.
+#[derive(Default)]
+pub(crate) struct Core {
+    shard: Shard,
+    streams: BTreeMap<StreamId, Stream>,
+    next_stream: u64,
+}
+
+/// One stream of a client.
+#[derive(Default)]
+struct Stream {
+    watches: BTreeMap<i64, Watch>,
+    next_id: i64,
+    queue: VecDeque<Queued>,
+    queued_bytes: usize,
+    /// Watchers that wait for room.
+    blocked: Vec<Handle>,
+    /// A request for progress that is to be answered once the shard is this far.
+    progress_at: Option<i64>,
+    waker: Option<Waker>,
+}
+
+#[derive(Clone, Copy)]
+struct Watch {
+    handle: Handle,
+    flags: Flags,
+    progress_notify: bool,
+}
+
+/// A response that waits to be sent.
+struct Queued {
+    bytes: Bytes,
+    /// The watcher whose events these are: they are dropped with it.
+    events_of: Option<i64>,
+}
+
+impl Stream {
+    fn is_full(&self) -> bool {
+        self.queued_bytes >= STREAM_BYTES_MAX
+    }
+
+    fn push(&mut self, bytes: Bytes, events_of: Option<i64>) {
+        self.queued_bytes += bytes.len();
+        self.queue.push_back(Queued { bytes, events_of });
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
+/// Why a watcher was not made; the text goes to the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Duplicate;
+
+impl Watching {
+    pub(crate) fn new(threads: u16) -> Watching {
+        let hub = || Hub {
+            open: AtomicBool::new(false),
+            inbox: Mutex::default(),
+            arrived: Notify::new(),
+            core: Mutex::default(),
+        };
+        Watching {
+            threads: (0..threads.max(1)).map(|_| hub()).collect(),
+            events: AtomicU64::new(0),
+        }
+    }
+
+    fn hub(&self, thread: u16) -> &Hub {
+        self.threads
+            .get(usize::from(thread))
+            .expect("handlers name threads that were made")
+    }
+
+    /// Numbers of all threads, for metrics.
+    pub(crate) fn numbers(&self) -> Numbers {
+        let mut numbers = Numbers {
+            events: self.events.load(Ordering::Relaxed),
+            ..Numbers::default()
+        };
+        for hub in &self.threads {
+            let core = lock(&hub.core);
+            numbers.watchers += core.shard.len() as u64;
+            numbers.streams += core.streams.len() as u64;
+            for stream in core.streams.values() {
+                let lags =
+                    |watch: &&Watch| core.shard.state(watch.handle) == Some(ShardState::Lagging);
+                numbers.lagging += stream.watches.values().filter(lags).count() as u64;
+                numbers.queued += stream.queue.len() as u64;
+            }
+        }
+        numbers
+    }
+
+    /// Serves the watches of a thread; runs on its runtime, without end.
+    pub(crate) async fn run(&self, thread: u16, state: &Arc<State>) {
+        let hub = self.hub(thread);
+        loop {
+            hub.arrived.notified().await;
+            hub.take_batches(state);
+            while let Some(jobs) = hub.jobs() {
+                let shared = Arc::clone(state.shared());
+                let fetched = state
+                    .pool
+                    .run(FETCH_COST, move || fetch(&shared, jobs))
+                    .await;
+                match fetched {
+                    Ok(Ok(chunks)) => hub.feed(state, chunks),
+                    Ok(Err(error)) => {
+                        tracing::error!(%error, "failed to read history for watchers");
+                        hub.break_streams();
+                    }
+                    // The pool has stopped: so does the member.
+                    Err(_) => return,
+                }
+                hub.take_batches(state);
+            }
+        }
+    }
+}
+
+impl Watching {
+    /// Leaves a batch for each thread that has watchers; called by apply.
+    pub(crate) fn events(&self, batch: EventRange) {
+        for hub in self
+            .threads
+            .iter()
+            .filter(|hub| hub.open.load(Ordering::SeqCst))
+        {
+            lock(&hub.inbox).push(batch.clone());
+            hub.arrived.notify_one();
+        }
+    }
+}
+
+impl Hub {
+    /// Hands the batches that have arrived to the shard.
+    fn take_batches(&self, state: &State) {
+        let batches = std::mem::take(&mut *lock(&self.inbox));
+        if batches.is_empty() {
+            return;
+        }
+        let mut core = lock(&self.core);
+        let Core { shard, streams, .. } = &mut *core;
+        for batch in &batches {
+            shard.events(batch, &mut |target, revision, events| {
+                live(state, streams, target, revision, events)
+            });
+        }
+        let last = core.shard.last();
+        let due: Vec<StreamId> = core
+            .streams
+            .iter()
+            .filter(|(_, stream)| stream.progress_at.is_some_and(|at| at <= last))
+            .map(|(id, _)| *id)
+            .collect();
+        for stream in due {
+            core.answer_progress(state, stream);
+        }
+    }
+
+    /// What to fetch next; watchers whose stream is full wait until it is not.
+    fn jobs(&self) -> Option<Vec<keelson_store::watch::Job>> {
+        let mut core = lock(&self.core);
+        let Core { shard, streams, .. } = &mut *core;
+        while shard.wants_history() {
+            let mut jobs = shard.jobs(JOBS_MAX);
+            jobs.retain(|job| {
+                let stream = streams.get_mut(&job.target.stream);
+                let full = stream.as_ref().is_some_and(|stream| stream.is_full());
+                if let (true, Some(stream)) = (full, stream) {
+                    shard.block(job.target.handle);
+                    stream.blocked.push(job.target.handle);
+                }
+                !full
+            });
+            if !jobs.is_empty() {
+                return Some(jobs);
+            }
+        }
+        None
+    }
+
+    /// Sends what was fetched.
+    fn feed(&self, state: &State, chunks: Vec<Chunk>) {
+        let mut core = lock(&self.core);
+        let Core { shard, streams, .. } = &mut *core;
+        for Chunk { target, fetched } in chunks {
+            let Some(stream) = streams.get_mut(&target.stream) else {
+                continue;
+            };
+            let Some(watch) = stream.watches.get(&target.watch_id).copied() else {
+                continue;
+            };
+            if watch.handle != target.handle {
+                continue;
+            }
+            match fetched {
+                Fetched::Compacted { revision } => {
+                    shard.compacted(target.handle);
+                    stream.push(response::compacted(state, target.watch_id, revision), None);
+                }
+                Fetched::Events { events, upto } => {
+                    shard.fetched(target.handle, upto, !events.is_empty());
+                    if events.is_empty() {
+                        continue;
+                    }
+                    state
+                        .watching
+                        .events
+                        .fetch_add(events.len() as u64, Ordering::Relaxed);
+                    let events: Vec<&EventRecord> = events.iter().collect();
+                    let header = state.header_now();
+                    for bytes in
+                        response::events(state, &header, target.watch_id, &events, watch.flags)
+                    {
+                        stream.push(bytes, Some(target.watch_id));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Ends every stream: what cannot be read cannot be left out.
+    fn break_streams(&self) {
+        let mut core = lock(&self.core);
+        for (_, stream) in std::mem::take(&mut core.streams) {
+            for watch in stream.watches.values() {
+                core.shard.remove(watch.handle);
+            }
+            if let Some(waker) = stream.waker {
+                waker.wake();
+            }
+        }
+    }
+}
+
+/// Sends the events of one revision to a synced watcher.
+fn live(
+    state: &State,
+    streams: &mut BTreeMap<StreamId, Stream>,
+    target: Target,
+    revision: i64,
+    events: &[&EventRecord],
+) -> Flow {
+    let Some(stream) = streams.get_mut(&target.stream) else {
+        return Flow::Taken;
+    };
+    if stream.is_full() {
+        stream.blocked.push(target.handle);
+        return Flow::Full;
+    }
+    let Some(watch) = stream.watches.get(&target.watch_id) else {
+        return Flow::Taken;
+    };
+    state
+        .watching
+        .events
+        .fetch_add(events.len() as u64, Ordering::Relaxed);
+    let header = state.header(revision);
+    let flags = watch.flags;
+    for bytes in response::events(state, &header, target.watch_id, events, flags) {
+        stream.push(bytes, Some(target.watch_id));
+    }
+    Flow::Taken
+}
+
+impl Core {
+    /// Answers a request for progress if every watcher of the stream is complete; otherwise it is
+    /// dropped, as in etcd.
+    fn answer_progress(&mut self, state: &State, id: StreamId) {
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return;
+        };
+        stream.progress_at = None;
+        let complete = !stream.watches.is_empty()
+            && stream
+                .watches
+                .values()
+                .all(|watch| self.shard.is_complete(watch.handle));
+        if complete {
+            let header = state.header(self.shard.last());
+            stream.push(response::progress(&header, -1), None);
+        }
+    }
+}
+
+/// One stream, as its handler holds it; dropping it ends its watchers.
+pub(crate) struct StreamHandle {
+    watching: Arc<Watching>,
+    thread: u16,
+    id: StreamId,
+}
+
+impl StreamHandle {
+    pub(crate) fn open(watching: &Arc<Watching>, thread: u16) -> StreamHandle {
+        let mut core = lock(&watching.hub(thread).core);
+        let id = StreamId(core.next_stream);
+        core.next_stream += 1;
+        core.streams.insert(id, Stream::default());
+        StreamHandle {
+            watching: Arc::clone(watching),
+            thread,
+            id,
+        }
+    }
+
+    fn core(&self) -> MutexGuard<'_, Core> {
+        lock(&self.watching.hub(self.thread).core)
+    }
+
+    fn wake_task(&self) {
+        self.watching.hub(self.thread).arrived.notify_one();
+    }
+
+    /// Makes a watcher, and says so; `asked` is the id that the client chose, 0 for any. A start of
+    /// 0 is the next revision.
+    ///
+    /// # Errors
+    ///
+    /// [`Duplicate`] if the id is in use on this stream.
+    pub(crate) fn create(
+        &self,
+        state: &State,
+        asked: i64,
+        spec: Spec,
+        flags: Flags,
+        progress_notify: bool,
+    ) -> Result<(), Duplicate> {
+        let hub = self.watching.hub(self.thread);
+        let mut core = self.core();
+        if core.shard.is_empty() {
+            // From here on every batch comes; what was published before is behind us.
+            hub.open.store(true, Ordering::SeqCst);
+            lock(&hub.inbox).clear();
+            core.shard.open_at(state.shared().revision());
+        }
+        let Core { shard, streams, .. } = &mut *core;
+        let Some(stream) = streams.get_mut(&self.id) else {
+            return Ok(());
+        };
+        let watch_id = if asked == 0 {
+            while stream.watches.contains_key(&stream.next_id) {
+                stream.next_id += 1;
+            }
+            stream.next_id += 1;
+            stream.next_id - 1
+        } else {
+            asked
+        };
+        if stream.watches.contains_key(&watch_id) {
+            return Err(Duplicate);
+        }
+        let current = state.shared().revision();
+        stream.push(response::created(&state.header(current), watch_id), None);
+        let handle = match spec.start {
+            0 => shard.add_from_now(self.id, watch_id, spec, current),
+            _ => shard.add(self.id, watch_id, spec),
+        };
+        stream.watches.insert(
+            watch_id,
+            Watch {
+                handle,
+                flags,
+                progress_notify,
+            },
+        );
+        drop(core);
+        self.wake_task();
+        Ok(())
+    }
+
+    /// Ends a watcher, and says so; an unknown id is passed over.
+    pub(crate) fn cancel(&self, state: &State, watch_id: i64) {
+        let mut core = self.core();
+        let Core { shard, streams, .. } = &mut *core;
+        let Some(stream) = streams.get_mut(&self.id) else {
+            return;
+        };
+        let Some(watch) = stream.watches.remove(&watch_id) else {
+            return;
+        };
+        shard.remove(watch.handle);
+        stream.push(response::canceled(&state.header_now(), watch_id), None);
+        self.watching.close_if_idle(self.thread, &core);
+    }
+
+    /// Sends a response as it is.
+    pub(crate) fn send(&self, bytes: Bytes) {
+        if let Some(stream) = self.core().streams.get_mut(&self.id) {
+            stream.push(bytes, None);
+        }
+    }
+
+    /// Asks for progress: answered once the shard has what is published now.
+    pub(crate) fn ask_progress(&self, state: &State) {
+        let revision = state.shared().revision();
+        let mut core = self.core();
+        if core.shard.is_empty() {
+            return;
+        }
+        if core.shard.last() >= revision {
+            core.answer_progress(state, self.id);
+        } else if let Some(stream) = core.streams.get_mut(&self.id) {
+            stream.progress_at = Some(revision);
+        }
+    }
+
+    /// Tells of progress, to each watcher that wants it and got nothing since the last time.
+    pub(crate) fn tick(&self, state: &State) {
+        let mut core = self.core();
+        let Core { shard, streams, .. } = &mut *core;
+        let Some(stream) = streams.get_mut(&self.id) else {
+            return;
+        };
+        let watches: Vec<(i64, Watch)> = stream
+            .watches
+            .iter()
+            .map(|(id, watch)| (*id, *watch))
+            .collect();
+        for (watch_id, watch) in watches {
+            if shard.progress_due(watch.handle) && watch.progress_notify {
+                let header = state.header(shard.last());
+                stream.push(response::progress(&header, watch_id), None);
+            }
+        }
+    }
+
+    /// Whether so much waits to be sent that no further request should be read.
+    pub(crate) fn is_full(&self) -> bool {
+        self.core()
+            .streams
+            .get(&self.id)
+            .is_some_and(Stream::is_full)
+    }
+
+    /// The next response; `None` if the stream was broken.
+    pub(crate) fn poll_next(&self, waker: &Waker) -> Poll<Option<Bytes>> {
+        let mut core = self.core();
+        let Core { shard, streams, .. } = &mut *core;
+        let Some(stream) = streams.get_mut(&self.id) else {
+            return Poll::Ready(None);
+        };
+        while let Some(next) = stream.queue.pop_front() {
+            stream.queued_bytes -= next.bytes.len();
+            let dropped = next
+                .events_of
+                .is_some_and(|id| !stream.watches.contains_key(&id));
+            if stream.queued_bytes <= STREAM_BYTES_MAX / 2 && !stream.blocked.is_empty() {
+                for handle in std::mem::take(&mut stream.blocked) {
+                    shard.resume(handle);
+                }
+                self.wake_task();
+            }
+            if !dropped {
+                return Poll::Ready(Some(next.bytes));
+            }
+        }
+        stream.waker = Some(waker.clone());
+        Poll::Pending
+    }
+}
+
+impl Watching {
+    /// Without watchers a thread wants no batches.
+    fn close_if_idle(&self, thread: u16, core: &Core) {
+        if core.shard.is_empty() {
+            self.hub(thread).open.store(false, Ordering::SeqCst);
+        }
+    }
+}
+
+impl Drop for StreamHandle {
+    fn drop(&mut self) {
+        let mut core = self.core();
+        if let Some(stream) = core.streams.remove(&self.id) {
+            for watch in stream.watches.values() {
+                core.shard.remove(watch.handle);
+            }
+        }
+        self.watching.close_if_idle(self.thread, &core);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing in here panics while it holds a lock but for a broken invariant, which ends the member.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,307 @@
+//! Listening sockets, TCP and Unix, and the connections that they give.
+//!
+//! A listener is bound by whoever starts a member, before anything is written to the disk, so that
+//! a busy port is seen first. It is handed to the accept thread as it is; accepted sockets are plain
+//! ones again until the thread that serves them takes them into its own reactor.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::Error;
+
+/// How many connections may wait for the accept thread; the kernel cuts it to `somaxconn`.
+const BACKLOG: i32 = 4096;
+
+/// Options of a TCP listener.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ListenOptions {
+    /// `SO_REUSEPORT`: other sockets may listen on the same port.
+    pub reuse_port: bool,
+}
+
+/// A bound socket that waits for connections.
+#[derive(Debug)]
+pub enum Listener {
+    /// A TCP socket.
+    Tcp(TcpListener),
+    /// A Unix socket and its path.
+    Unix(UnixListener, PathBuf),
+}
+
+impl Listener {
+    /// Binds `host:port`. Where a name has several addresses, IPv4 is taken first, as Go does:
+    /// `localhost` is 127.0.0.1.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Lookup`] where the name has no address, [`Error::Bind`] where none can be bound.
+    pub fn bind_tcp(address: &str, options: ListenOptions) -> Result<Listener, Error> {
+        let lookup = |source| Error::Lookup {
+            address: address.to_owned(),
+            source,
+        };
+        let mut addresses: Vec<SocketAddr> = address.to_socket_addrs().map_err(lookup)?.collect();
+        addresses.sort_by_key(SocketAddr::is_ipv6);
+        let first = addresses.first().copied().ok_or_else(|| {
+            lookup(io::Error::new(
+                io::ErrorKind::NotFound,
+                "no such host has an address",
+            ))
+        })?;
+        bind_socket(first, options)
+            .map(Listener::Tcp)
+            .map_err(|source| Error::Bind {
+                network: "tcp",
+                address: first.to_string(),
+                source,
+            })
+    }
+
+    /// Binds a Unix socket; a file that is already there is removed first, as etcd does.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Bind`] where the path cannot be removed or bound.
+    pub fn bind_unix(path: &Path) -> Result<Listener, Error> {
+        let bind = || {
+            match std::fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            let listener = UnixListener::bind(path)?;
+            listener.set_nonblocking(true)?;
+            Ok(listener)
+        };
+        bind()
+            .map(|listener| Listener::Unix(listener, path.to_owned()))
+            .map_err(|source| Error::Bind {
+                network: "unix",
+                address: path.display().to_string(),
+                source,
+            })
+    }
+
+    /// `address:port` as bound (so with the port that the system chose for 0), or the path.
+    #[must_use]
+    pub fn local_address(&self) -> String {
+        match self {
+            Listener::Tcp(listener) => listener
+                .local_addr()
+                .map_or_else(|_| String::new(), |address| address.to_string()),
+            Listener::Unix(_, path) => path.display().to_string(),
+        }
+    }
+
+    /// The port as bound; `None` for a Unix socket.
+    #[must_use]
+    pub fn local_port(&self) -> Option<u16> {
+        match self {
+            Listener::Tcp(listener) => listener.local_addr().ok().map(|address| address.port()),
+            Listener::Unix(..) => None,
+        }
+    }
+
+    /// A second handle on the same socket: what lets a member be stopped and started again without
+    /// giving its port away.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    pub fn try_clone(&self) -> io::Result<Listener> {
+        Ok(match self {
+            Listener::Tcp(listener) => Listener::Tcp(listener.try_clone()?),
+            Listener::Unix(listener, path) => Listener::Unix(listener.try_clone()?, path.clone()),
+        })
+    }
+
+    /// Takes the socket into the reactor of the runtime that this is called in.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    pub fn into_acceptor(self) -> io::Result<Acceptor> {
+        Ok(match self {
+            Listener::Tcp(listener) => {
+                listener.set_nonblocking(true)?;
+                Acceptor::Tcp(tokio::net::TcpListener::from_std(listener)?)
+            }
+            Listener::Unix(listener, _) => {
+                listener.set_nonblocking(true)?;
+                Acceptor::Unix(tokio::net::UnixListener::from_std(listener)?)
+            }
+        })
+    }
+}
+
+fn bind_socket(address: SocketAddr, options: ListenOptions) -> io::Result<TcpListener> {
+    let family = if address.is_ipv4() {
+        AddressFamily::INET
+    } else {
+        AddressFamily::INET6
+    };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    if options.reuse_port {
+        sockopt::set_socket_reuseport(&socket, true)?;
+    }
+    rustix::net::bind(&socket, &address)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(TcpListener::from(socket))
+}
+
+/// A listener in a reactor.
+#[derive(Debug)]
+pub enum Acceptor {
+    /// A TCP socket.
+    Tcp(tokio::net::TcpListener),
+    /// A Unix socket.
+    Unix(tokio::net::UnixListener),
+}
+
+impl Acceptor {
+    /// Waits for the next connection and takes it out of this reactor again.
+    ///
+    /// # Errors
+    ///
+    /// What the system says; most errors concern the one connection, so callers go on.
+    pub async fn accept(&self) -> io::Result<Socket> {
+        Ok(match self {
+            Acceptor::Tcp(listener) => Socket::Tcp(listener.accept().await?.0.into_std()?),
+            Acceptor::Unix(listener) => Socket::Unix(listener.accept().await?.0.into_std()?),
+        })
+    }
+}
+
+/// An accepted connection outside of any reactor.
+#[derive(Debug)]
+pub enum Socket {
+    /// Over TCP.
+    Tcp(TcpStream),
+    /// Over a Unix socket.
+    Unix(UnixStream),
+}
+
+impl Socket {
+    /// Takes the connection into the reactor of the runtime that this is called in.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    pub fn into_stream(self) -> io::Result<Stream> {
+        Ok(match self {
+            Socket::Tcp(socket) => {
+                socket.set_nodelay(true)?;
+                Stream::Tcp(tokio::net::TcpStream::from_std(socket)?)
+            }
+            Socket::Unix(socket) => Stream::Unix(tokio::net::UnixStream::from_std(socket)?),
+        })
+    }
+}
+
+/// A connection that is being served.
+#[derive(Debug)]
+pub enum Stream {
+    /// Over TCP.
+    Tcp(tokio::net::TcpStream),
+    /// Over a Unix socket.
+    Unix(tokio::net::UnixStream),
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Stream::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Stream::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Stream::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Unix(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Stream::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Stream::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Stream::Tcp(stream) => stream.is_write_vectored(),
+            Stream::Unix(stream) => stream.is_write_vectored(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn localhost_is_bound_on_ipv4() {
+        let listener = Listener::bind_tcp("localhost:0", ListenOptions::default()).unwrap();
+        assert!(listener.local_address().starts_with("127.0.0.1:"));
+        assert_ne!(listener.local_port(), Some(0));
+    }
+
+    #[test]
+    fn a_busy_port_is_reported_in_gos_words() {
+        let first = Listener::bind_tcp("127.0.0.1:0", ListenOptions::default()).unwrap();
+        let address = first.local_address();
+        let error = Listener::bind_tcp(&address, ListenOptions::default()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!("listen tcp {address}: bind: address already in use")
+        );
+    }
+
+    #[test]
+    fn a_socket_file_of_an_earlier_run_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("localhost:2379");
+        drop(Listener::bind_unix(&path).unwrap());
+        assert!(path.exists());
+        let listener = Listener::bind_unix(&path).unwrap();
+        assert_eq!(listener.local_address(), path.display().to_string());
+    }
+}

@@ -1,0 +1,93 @@
+//! Leases: keys go with them, renewals keep them.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::time::{Duration, Instant};
+
+use keelson_client::{Get, LeaseState, Put};
+use keelson_e2e::{Process, launch};
+use tokio::time::timeout;
+
+/// Far more than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often the end of a lease is looked for.
+const POLL: Duration = Duration::from_millis(20);
+
+fn server() -> Process {
+    Process::start(launch(env!("CARGO_BIN_EXE_keelson-under-test"))).unwrap()
+}
+
+#[tokio::test]
+async fn keys_go_with_their_lease_and_not_before() {
+    let server = server();
+    let client = server.client().await.unwrap();
+    let granted = Instant::now();
+    let lease = client.lease_grant(2, 0).await.unwrap();
+    for key in ["a", "b"] {
+        client
+            .put(Put::new(key, "x").lease(lease.id))
+            .await
+            .unwrap();
+    }
+    let left = client.lease_time_to_live(lease.id, true).await.unwrap();
+    assert_eq!((left.granted_ttl, left.keys.len()), (2, 2));
+
+    while client.get(Get::all()).await.unwrap().count > 0 {
+        assert!(granted.elapsed() < PATIENCE, "the keys are still there");
+        tokio::time::sleep(POLL).await;
+    }
+    assert!(granted.elapsed() >= Duration::from_secs(2));
+    let gone = client.get(Get::all()).await.unwrap();
+    assert_eq!(gone.header.unwrap().revision, 4, "both go at one revision");
+    assert_eq!(
+        client
+            .lease_time_to_live(lease.id, false)
+            .await
+            .unwrap()
+            .ttl,
+        -1
+    );
+}
+
+#[tokio::test]
+async fn a_lease_that_is_kept_alive_lives_until_it_is_revoked() {
+    let server = server();
+    let client = server.client().await.unwrap();
+    let lease = client.lease_grant(2, 4711).await.unwrap();
+    client.put(Put::new("k", "x").lease(4711)).await.unwrap();
+    let mut alive = client.keep_alive(lease.id).await.unwrap();
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(4) {
+        let state = timeout(PATIENCE, alive.changed()).await.unwrap();
+        assert!(
+            matches!(state, LeaseState::Alive { ttl: 2, .. }),
+            "{state:?}"
+        );
+    }
+    assert_eq!(client.get(Get::key("k")).await.unwrap().count, 1);
+    assert_eq!(client.lease_list().await.unwrap().leases.len(), 1);
+    client.lease_revoke(lease.id).await.unwrap();
+    let end = timeout(PATIENCE, alive.ended()).await.unwrap();
+    assert!(matches!(end, LeaseState::Gone), "{end:?}");
+    assert_eq!(client.get(Get::key("k")).await.unwrap().count, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_is_kept_alive_across_a_restart() {
+    let mut server = server();
+    let client = server.client().await.unwrap();
+    let lease = client.lease_grant(60, 0).await.unwrap();
+    let short = client.lease_grant(6, 0).await.unwrap();
+    client
+        .put(Put::new("k", "x").lease(lease.id))
+        .await
+        .unwrap();
+    let mut alive = client.keep_alive(short.id).await.unwrap();
+    server.kill().unwrap();
+    server.restart().unwrap();
+    let left = client.lease_time_to_live(lease.id, true).await.unwrap();
+    assert_eq!((left.granted_ttl, &left.keys[0][..]), (60, &b"k"[..]));
+    for _ in 0..2 {
+        let state = timeout(PATIENCE, alive.changed()).await.unwrap();
+        assert!(matches!(state, LeaseState::Alive { .. }), "{state:?}");
+    }
+}
