@@ -296,13 +296,17 @@ impl Watchers for Told {
 /// The configuration as the node reads it. What a new member is born with is looked at only where
 /// the directory holds none.
 fn node_config(config: &Checked) -> Result<keelson_node::Config, Error> {
-    let is_new = !config.member_dir().exists();
-    let (initial_cluster, token) = if is_new {
-        let born = config.bootstrap()?;
-        let urls = born.peer_urls.iter().map(Url::to_string).collect();
-        (vec![(born.name, urls)], born.token)
-    } else {
-        (Vec::new(), config.initial_cluster_token.clone())
+    // A directory that holds a member ignores these flags, also where they make no sense any more;
+    // one whose first start was cut off still needs them.
+    let (initial_cluster, token) = match config.bootstrap() {
+        Ok(born) => {
+            let urls = born.peer_urls.iter().map(Url::to_string).collect();
+            (vec![(born.name, urls)], born.token)
+        }
+        Err(_) if config.member_dir().exists() => {
+            (Vec::new(), config.initial_cluster_token.clone())
+        }
+        Err(error) => return Err(error.into()),
     };
     Ok(keelson_node::Config {
         initial_cluster,
@@ -323,6 +327,7 @@ fn node_config(config: &Checked) -> Result<keelson_node::Config, Error> {
         max_snapshots: config.max_snapshots as usize,
         max_wals: config.max_wals as usize,
         quota: Quota::new(config.quota_backend_bytes),
+        lease_checkpoints: config.feature_gates.enabled(Gate::LeaseCheckpoint),
         max_request_bytes: config.max_request_bytes as usize,
         auto_compaction: match config.auto_compaction() {
             None => keelson_node::AutoCompaction::Off,
