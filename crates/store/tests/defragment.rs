@@ -66,6 +66,7 @@ fn a_file_shrinks_under_readers_and_apply() {
         bolt: OpenOptions::bolt(),
         quota: Quota::new(-1),
         lease_ttl_min: 2,
+        lease_checkpoints: false,
     };
     let mut opened = open(&path, &options).unwrap();
     opened.committer.set_window_bytes(0);
