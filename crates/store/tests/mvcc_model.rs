@@ -132,8 +132,8 @@ impl Model {
                 request.max_mod_revision,
             ) && within(kv.create_revision, request.min_create_revision, 0)
         });
-        // Equal ones stay in key order, whichever way the sort goes.
-        let ascends = |a: &KeyValue, b: &KeyValue| match target {
+        // Rows that compare equal stay in key order, whichever way the sort goes.
+        let ascending = |a: &KeyValue, b: &KeyValue| match target {
             SortTarget::Key => a.key.cmp(&b.key),
             SortTarget::Version => a.version.cmp(&b.version),
             SortTarget::Create => a.create_revision.cmp(&b.create_revision),
@@ -141,8 +141,8 @@ impl Model {
             SortTarget::Value => a.value.cmp(&b.value),
         };
         match order {
-            SortOrder::Descend => kvs.sort_by(|a, b| ascends(b, a)),
-            SortOrder::None | SortOrder::Ascend => kvs.sort_by(ascends),
+            SortOrder::Descend => kvs.sort_by(|a, b| ascending(b, a)),
+            SortOrder::None | SortOrder::Ascend => kvs.sort_by(ascending),
         }
         if limit > 0 && kvs.len() > limit {
             kvs.truncate(limit);
