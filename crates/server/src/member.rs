@@ -101,7 +101,6 @@ impl Member {
             metrics.gate(name, stage, config.feature_gates.enabled(gate));
         }
         let told = Arc::new(Told {
-            metrics: Arc::clone(&metrics),
             tokens: Arc::clone(&tokens),
             changed: Arc::clone(&changed),
             watching: Arc::clone(&watching),
@@ -274,14 +273,10 @@ struct Told {
     tokens: Arc<Tokens>,
     watching: Arc<Watching>,
     changed: Arc<Notify>,
-    metrics: Arc<Metrics>,
 }
 
 impl Watchers for Told {
     fn events(&self, batch: EventRange) {
-        let records = &batch.records;
-        let ended = records.iter().filter(|event| event.record.tombstone);
-        self.metrics.events(records.len(), ended.count());
         self.changed.notify_waiters();
         self.watching.events(batch);
     }

@@ -20,7 +20,7 @@ use crate::shared::Published;
 use crate::store::{Quota, Store, peek};
 use crate::tail::{Boundary, Tail};
 use crate::view::{View, walk_file};
-use crate::{BucketKey, Error, Revision, Shared, schema};
+use crate::{BucketKey, Error, OpCounts, Revision, Shared, schema};
 
 /// The newest schema that this release reads and writes.
 const NEWEST: Version = Version::new(3, 7, 0);
@@ -148,6 +148,7 @@ pub fn open_db(db: Db, path: Option<&Path>, options: &OpenOptions) -> Result<Ope
         pending: Pending::default(),
         unfinished_compactions: 0,
         quota: options.quota,
+        ops: OpCounts::default(),
         now: Ticks::default(),
         shared,
     };
