@@ -438,7 +438,7 @@ fn open_database(config: &Config, db: &Path) -> Result<Opened, Error> {
         lease_ttl_min: lease::ttl_seconds_min(config.election_ticks().into(), heartbeat),
         lease_checkpoints: config.lease_checkpoints,
     };
-    let opened = keelson_store::open(db, &options).map_err(old_directory)?;
+    let opened = keelson_store::open(db, &options).map_err(|source| cannot_open(db, source))?;
     if opened.missing_leases > 0 {
         tracing::warn!(
             keys = opened.missing_leases,
@@ -448,16 +448,19 @@ fn open_database(config: &Config, db: &Path) -> Result<Opened, Error> {
     Ok(opened)
 }
 
-/// Says what is missing where a directory is of a release before 3.6.
-fn old_directory(error: keelson_store::Error) -> Error {
-    match &error {
+/// Says which file it was and what to do.
+fn cannot_open(db: &Path, source: keelson_store::Error) -> Error {
+    match &source {
         keelson_store::Error::UnsupportedVersion { found }
             if Version::parse(found).is_ok_and(|version| version < Version::new(3, 6, 0)) =>
         {
-            Error::Unsupported {
-                what: format!("a data directory of etcd {found}"),
+            Error::OldDirectory {
+                found: found.clone(),
             }
         }
-        _ => error.into(),
+        _ => Error::Database {
+            db: db.to_owned(),
+            source,
+        },
     }
 }
