@@ -44,8 +44,9 @@ pub const APPLYING_BYTES: u64 = 4 << 20;
 /// Read barriers that wait.
 pub const BARRIERS_MAX: usize = 100_000;
 
-/// What a member may hold in memory for the sake of writes, in bytes.
-pub const WRITE_BYTES: u64 = TAIL_SEGMENT_BYTES * (SEALED_WAITING_MAX + 1)
+/// What a member may hold in memory for the sake of writes, in bytes: the open segment, the one that is
+/// being committed, those that wait, and the rest.
+pub const WRITE_BYTES: u64 = TAIL_SEGMENT_BYTES * (SEALED_WAITING_MAX + 2)
     + WINDOW_BYTES
     + RAFT_LOG_BYTES
     + PROPOSALS_BYTES

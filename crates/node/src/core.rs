@@ -252,6 +252,11 @@ impl Core {
         self.propose(proposals);
         self.ask_for_reads();
         self.drain();
+        if self.reads.wait_for_a_round() {
+            // What was just committed may be the first of the term.
+            self.ask_for_reads();
+            self.drain();
+        }
         Ok(std::mem::take(&mut self.out))
     }
 
@@ -329,6 +334,11 @@ impl Core {
     }
 
     fn step(&mut self, message: Message) {
+        if message.kind == MessageKind::Snap {
+            // There is nobody yet who would put the snapshot's file in place.
+            tracing::warn!(from = %message.from, "dropped a snapshot of another member");
+            return;
+        }
         if !self.takes_part() {
             if self.early.len() < EARLY_MAX {
                 self.early.push(message);
@@ -417,8 +427,13 @@ impl Core {
         }
     }
 
+    /// Begins a round for the reads that wait. Not while this member leads and has nothing of its
+    /// term committed: a log that comes back from a crash may hold more that was acknowledged than
+    /// its commit index says, and raft answers a lone voter with that index at once.
     fn ask_for_reads(&mut self) {
-        if !self.raft.lead().is_none()
+        let early = self.raft.role() == Role::Leader && !self.raft.has_committed_in_term();
+        if !early
+            && !self.raft.lead().is_none()
             && let Some(context) = self.reads.ask(self.ticks)
         {
             self.raft.read_index(context);

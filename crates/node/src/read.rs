@@ -107,6 +107,11 @@ impl Reads {
         self.queued.push((ticket, tick));
     }
 
+    /// Whether there are reads for which no round was begun, and none is on its way.
+    pub(crate) fn wait_for_a_round(&self) -> bool {
+        self.round.is_none() && !self.queued.is_empty()
+    }
+
     /// Begins the next round, or asks again for the one that is on its way; to be asked for with the
     /// context that comes back.
     pub(crate) fn ask(&mut self, tick: u64) -> Option<Bytes> {

@@ -16,6 +16,7 @@ use tracing::{info, warn};
 
 use crate::Error;
 use crate::config::{AutoCompaction, Checked, Gate};
+use crate::http::Early;
 use crate::logging::{self, json};
 use crate::metrics::Metrics;
 use crate::pool::Pool;
@@ -100,7 +101,6 @@ impl Member {
             metrics.gate(name, stage, config.feature_gates.enabled(gate));
         }
         let told = Arc::new(Told {
-            metrics: Arc::clone(&metrics),
             tokens: Arc::clone(&tokens),
             changed: Arc::clone(&changed),
             watching: Arc::clone(&watching),
@@ -273,14 +273,10 @@ struct Told {
     tokens: Arc<Tokens>,
     watching: Arc<Watching>,
     changed: Arc<Notify>,
-    metrics: Arc<Metrics>,
 }
 
 impl Watchers for Told {
     fn events(&self, batch: EventRange) {
-        let records = &batch.records;
-        let ended = records.iter().filter(|event| event.record.tombstone);
-        self.metrics.events(records.len(), ended.count());
         self.changed.notify_waiters();
         self.watching.events(batch);
     }
@@ -323,6 +319,7 @@ fn node_config(config: &Checked) -> Result<keelson_node::Config, Error> {
         max_snapshots: config.max_snapshots as usize,
         max_wals: config.max_wals as usize,
         quota: Quota::new(config.quota_backend_bytes),
+        lease_checkpoints: config.feature_gates.enabled(Gate::LeaseCheckpoint),
         max_request_bytes: config.max_request_bytes as usize,
         auto_compaction: match config.auto_compaction() {
             None => keelson_node::AutoCompaction::Off,
@@ -433,7 +430,8 @@ fn bind(config: &mut Checked) -> Result<Sockets, Error> {
 
 /// One thread for everything that is no client: it must answer also when those for clients do not.
 fn start_early(state: &Arc<State>, limits: Limits) -> std::io::Result<Serving> {
-    Serving::start(1, state, limits, CancellationToken::new())
+    let early = Arc::new(Early(Arc::clone(state)));
+    Serving::start(1, &early, limits, CancellationToken::new())
 }
 
 fn texts(urls: &[Url]) -> Vec<&str> {

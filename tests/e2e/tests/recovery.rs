@@ -1,11 +1,12 @@
 //! What is left after a stop and after a kill.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use keelson_client::{Client, Delete, Get, Options, Put, Txn};
+use keelson_client::{Client, Delete, Get, Options, Put, Txn, Watch};
 use keelson_e2e::{Process, launch};
 use tokio::sync::Notify;
 use tokio::time::timeout;
@@ -13,6 +14,7 @@ use tokio::time::timeout;
 /// Far more than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(30);
 const WRITERS: usize = 8;
+/// Kills when `KEELSON_E2E_ROUNDS` does not say otherwise.
 const ROUNDS: u64 = 4;
 /// Acknowledged writes of a round before the kill.
 const WRITES: u64 = 300;
@@ -101,9 +103,10 @@ async fn write(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_kill_under_load_loses_nothing_acknowledged_and_reorders_nothing() {
+    let rounds = std::env::var("KEELSON_E2E_ROUNDS").map_or(ROUNDS, |text| text.parse().unwrap());
     let mut server = server();
     let mut all = Vec::new();
-    for round in 0..ROUNDS {
+    for round in 0..rounds {
         let enough = Arc::new(Notify::new());
         let count = Arc::new(AtomicU64::new(WRITES * round));
         let mut writers = Vec::new();
@@ -149,6 +152,17 @@ async fn check(client: &Client, acknowledged: &[Written]) {
     let mut revisions: Vec<_> = now.kvs.iter().map(|kv| kv.mod_revision).collect();
     revisions.sort_unstable();
     assert_eq!(revisions, (2..=current).collect::<Vec<_>>());
+    let mut seen = VecDeque::new();
+    let from_the_first = Watch::all().start_revision(1);
+    let mut history = client.watch(from_the_first).await.unwrap();
+    for revision in 2..=current {
+        if seen.is_empty() {
+            let batch = timeout(PATIENCE, history.next()).await.unwrap();
+            seen.extend(batch.unwrap().unwrap().events);
+        }
+        let event = seen.pop_front().unwrap().kv.unwrap();
+        assert_eq!(event.mod_revision, revision, "history has its order");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

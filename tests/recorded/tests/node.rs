@@ -1,6 +1,5 @@
 //! Data directories of etcd 3.6 and 3.7, opened in place: a member starts from each, and says what the
 //! recorded server said of it.
-#![expect(clippy::panic, reason = "tests")]
 
 use std::fs::{self, File};
 use std::io::BufReader;

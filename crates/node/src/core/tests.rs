@@ -402,6 +402,33 @@ fn a_read_waits_for_its_round_and_for_apply() {
 }
 
 #[test]
+fn a_read_after_a_crash_sees_what_the_log_holds_beyond_its_commit_index() {
+    let entries = (1..=5).map(|index| entry(index, 2, "x")).collect();
+    let state = HardState {
+        term: Term(2),
+        vote: ME,
+        commit: LogIndex(3),
+    };
+    let log = MemoryLog::new((LogIndex(0), Term(0)), entries, state, voters(&[ME]));
+    let mut bench = Bench::new(options(3), log, 3);
+    bench.give([Input::ReadBarrier(ticket(1))]);
+    while !bench.core.view().leads {
+        bench.sync(1);
+    }
+    bench.give([Input::ReadBarrier(ticket(2))]);
+    assert!(bench.readable.is_empty(), "4 and 5 may be acknowledged");
+    while bench.apply.is_empty() {
+        bench.sync(1);
+    }
+    assert!(
+        bench.readable.is_empty(),
+        "they are committed and not applied"
+    );
+    assert_eq!(bench.apply_all(), [4, 5, 6]);
+    assert_eq!(bench.readable, [ticket(1), ticket(2)]);
+}
+
+#[test]
 fn messages_that_come_before_the_replay_is_through_are_kept() {
     let entries = vec![entry(1, 1, "x")];
     let state = HardState {

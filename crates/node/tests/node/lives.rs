@@ -1,12 +1,15 @@
 //! Writes, reads, orders, stops and crashes.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use keelson_node::{Order, Reply};
+use keelson_node::{Env, Order, Reply};
 use keelson_proto::ApiError;
+use keelson_proto::entry::{ConfChange, ConfChangeKind};
 use keelson_store::Outcome;
+use keelson_store::member::Member;
 
-use crate::rig::{PATIENCE, Rig, compact, config, delete, put};
+use crate::rig::{JumpingClock, PATIENCE, Rig, compact, config, delete, put};
 
 #[test]
 fn a_new_directory_elects_itself_and_serves_what_is_put() {
@@ -141,6 +144,97 @@ fn an_order_to_commit_is_answered_with_everything_applied_before_it() {
         1,
         "nothing was new"
     );
+    rig.node.stop();
+}
+
+#[test]
+fn a_full_segment_and_an_old_one_go_to_the_file_by_themselves() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = Arc::new(JumpingClock::default());
+    let env = Env {
+        clock: clock.clone(),
+        ..Env::real()
+    };
+    let rig = Rig::start_in(config(dir.path()), env);
+    let commits = || rig.node.stats().backend_commit.snapshot().count;
+    let large = "x".repeat(1 << 20);
+    for _ in 0..17 {
+        rig.put("large", &large);
+    }
+    rig.commit();
+    assert_eq!(
+        commits(),
+        2,
+        "one for the full segment, one that was asked for"
+    );
+    clock.jump(Duration::from_secs(31));
+    rig.put("young", "1");
+    rig.order(Order::Defragment);
+    assert_eq!(commits(), 3);
+    rig.put("old", "1");
+    clock.jump(Duration::from_secs(31));
+    rig.put_until("the commit of an old segment", |node| {
+        node.stats().backend_commit.snapshot().count == 4
+    });
+    rig.node.stop();
+}
+
+#[test]
+fn a_configuration_change_is_answered_and_carried_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let rig = Rig::start(config(dir.path()));
+    let mut own = rig
+        .node
+        .shared()
+        .members()
+        .member(rig.node.member_id())
+        .unwrap()
+        .clone();
+    own.peer_urls = vec!["http://127.0.0.1:9999".to_owned()];
+    let learner = Member::new(
+        String::new(),
+        vec!["http://127.0.0.1:1".to_owned()],
+        "",
+        Some(1),
+        true,
+    );
+    for (kind, member) in [
+        (ConfChangeKind::UpdateNode, &own),
+        (ConfChangeKind::AddLearnerNode, &learner),
+    ] {
+        let change = ConfChange {
+            kind,
+            member: member.id,
+            context: member.add_context().into(),
+            ..ConfChange::default()
+        };
+        let ticket = rig.desk.ticket();
+        rig.node
+            .propose_conf_change(change.clone(), ticket)
+            .unwrap();
+        let reply = rig.desk.wait(ticket);
+        assert!(
+            matches!(reply, Reply::Applied(Outcome::ConfChange)),
+            "{reply:?}"
+        );
+        if kind == ConfChangeKind::AddLearnerNode {
+            let ticket = rig.desk.ticket();
+            rig.node.propose_conf_change(change, ticket).unwrap();
+            let reply = rig.desk.wait(ticket);
+            assert!(
+                matches!(reply, Reply::Applied(Outcome::Refused(_))),
+                "it is there already"
+            );
+        }
+    }
+    rig.put("a", "a learner is not waited for");
+    assert_eq!(rig.get("a").as_deref(), Some("a learner is not waited for"));
+    rig.node.stop();
+    drop(rig);
+    let rig = Rig::start(config(dir.path()));
+    let members = rig.node.shared().members();
+    assert_eq!(members.member(own.id).unwrap().peer_urls, own.peer_urls);
+    assert!(members.member(learner.id).unwrap().is_learner);
     rig.node.stop();
 }
 

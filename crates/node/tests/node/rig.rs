@@ -2,11 +2,13 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use keelson_node::{Config, Env, Node, Order, Replies, Reply, Ticket, Watchers};
+use keelson_node::{
+    Clock, Config, Env, Node, Order, Replies, Reply, SystemClock, Ticket, Watchers,
+};
 use keelson_proto::ApiError;
 use keelson_proto::rpc::etcdserverpb::{
     CompactionRequest, DeleteRangeRequest, InternalRaftRequest, PutRequest, RangeRequest,
@@ -118,8 +120,16 @@ impl Rig {
     }
 
     pub(crate) fn try_start(config: Config) -> Result<Rig, keelson_node::Error> {
+        Rig::try_start_in(config, Env::real())
+    }
+
+    pub(crate) fn start_in(config: Config, env: Env) -> Rig {
+        Rig::try_start_in(config, env).unwrap()
+    }
+
+    fn try_start_in(config: Config, env: Env) -> Result<Rig, keelson_node::Error> {
         let desk = Arc::new(Desk::default());
-        let node = Node::start(config, Env::real(), desk.clone(), desk.clone())?;
+        let node = Node::start(config, env, desk.clone(), desk.clone())?;
         node.wait_ready(PATIENCE)?;
         Ok(Rig { node, desk })
     }
@@ -191,6 +201,30 @@ impl Rig {
             Reply::Durable(durable) => durable,
             other => panic!("not durable: {other:?}"),
         }
+    }
+}
+
+/// A clock that jumps when it is told to.
+#[derive(Default)]
+pub(crate) struct JumpingClock {
+    system: SystemClock,
+    ahead: AtomicU64,
+}
+
+impl JumpingClock {
+    pub(crate) fn jump(&self, by: Duration) {
+        let millis = u64::try_from(by.as_millis()).unwrap();
+        self.ahead.fetch_add(millis, Ordering::SeqCst);
+    }
+}
+
+impl Clock for JumpingClock {
+    fn now(&self) -> Duration {
+        self.system.now() + Duration::from_millis(self.ahead.load(Ordering::SeqCst))
+    }
+
+    fn wall(&self) -> Duration {
+        self.system.wall()
     }
 }
 
