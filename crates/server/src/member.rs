@@ -16,6 +16,7 @@ use tracing::{info, warn};
 
 use crate::Error;
 use crate::config::{AutoCompaction, Checked, Gate};
+use crate::http::Early;
 use crate::logging::{self, json};
 use crate::metrics::Metrics;
 use crate::pool::Pool;
@@ -433,7 +434,8 @@ fn bind(config: &mut Checked) -> Result<Sockets, Error> {
 
 /// One thread for everything that is no client: it must answer also when those for clients do not.
 fn start_early(state: &Arc<State>, limits: Limits) -> std::io::Result<Serving> {
-    Serving::start(1, state, limits, CancellationToken::new())
+    let early = Arc::new(Early(Arc::clone(state)));
+    Serving::start(1, &early, limits, CancellationToken::new())
 }
 
 fn texts(urls: &[Url]) -> Vec<&str> {

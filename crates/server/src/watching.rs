@@ -197,13 +197,15 @@ impl Watching {
 impl Hub {
     /// Hands the batches that have arrived to the shard.
     fn take_batches(&self, state: &State) {
+        // Under the core's lock, so that batches reach the shard in the order of the inbox whoever
+        // takes them.
+        let mut core = lock(&self.core);
         let batches = std::mem::take(&mut *lock(&self.inbox));
         if batches.is_empty() {
             return;
         }
         let watching = &state.watching;
         let (begun, before) = (Instant::now(), watching.events.load(Ordering::Relaxed));
-        let mut core = lock(&self.core);
         let Core { shard, streams, .. } = &mut *core;
         for batch in &batches {
             shard.events(batch, &mut |target, revision, events| {

@@ -195,6 +195,14 @@ impl Committer {
         let revision = running.job.revision;
         let batch = running.look(&self.shared.view().read().clone())?;
         let finished = batch.next.is_none();
+        if let Some(next) = batch.next
+            && batch.dead.is_empty()
+        {
+            // Nothing to write: a transaction would cost a sync.
+            running.next = next;
+            self.running = Some(running);
+            return Ok(JobProgress::More);
+        }
         let mut tx = self.db.begin_write()?;
         let mut keys = tx.bucket_mut(schema::KEY.as_bytes())?;
         for (revision, tombstone) in &batch.dead {
