@@ -38,6 +38,20 @@ pub struct Committed {
     pub nodes: u64,
 }
 
+/// A part of a commit that has ended; they come in this order. Whoever has a clock can tell how long
+/// each took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The commit begins.
+    Begun,
+    /// Nodes that had become too small were merged.
+    Rebalanced,
+    /// Nodes were split and given pages, and the free list too.
+    Spilled,
+    /// Pages and meta were written and synced.
+    Written,
+}
+
 /// Spills one transaction: gives pages to its nodes and encodes them.
 struct Spill<'a> {
     work: &'a mut Work,
@@ -54,7 +68,15 @@ impl WriteTx<'_> {
     /// `MaxSizeReached` and `Corrupt` leave file and database as they were. After `Io` (a write
     /// or a sync failed) it is unknown whether the commit will be found after the next open, and
     /// every later call answers `Poisoned`.
-    pub fn commit(mut self) -> Result<Committed, Error> {
+    pub fn commit(self) -> Result<Committed, Error> {
+        self.commit_in_steps(&mut |_| {})
+    }
+
+    /// As [`WriteTx::commit`], telling of each part when it has ended.
+    ///
+    /// # Errors
+    /// As [`WriteTx::commit`].
+    pub fn commit_in_steps(mut self, ended: &mut dyn FnMut(Step)) -> Result<Committed, Error> {
         let tx = self.work.meta.tx_id;
         self.shared.check_sound()?;
         if self.work.failed {
@@ -67,15 +89,19 @@ impl WriteTx<'_> {
             freelist: &mut self.writer.freelist,
             dirty: Vec::new(),
         };
+        ended(Step::Begun);
         spill.rebalance(TOP)?;
+        ended(Step::Rebalanced);
         spill.spill_top()?;
         spill.freelist(self.shared.options.no_freelist_sync)?;
+        ended(Step::Spilled);
         let mut dirty = spill.dirty;
         dirty.sort_unstable_by_key(|(id, _)| *id);
         if self.work.meta.high_water > old_high_water {
             self.grow()?;
         }
         let pages_written = self.write(&dirty)?;
+        ended(Step::Written);
         self.writer.freelist.commit();
         self.done = true;
         let free_bytes = self.shared.publish(self.work.meta, &self.writer.freelist);

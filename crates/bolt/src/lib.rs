@@ -48,7 +48,7 @@ mod write_tx;
 
 pub use bucket::Bucket;
 pub use check::{Problem, check};
-pub use commit::Committed;
+pub use commit::{Committed, Step};
 pub use compact::compact;
 pub use cursor::{Cursor, Entry};
 pub use db::{Db, Options};

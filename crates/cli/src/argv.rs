@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::Command;
 
-use crate::{flags, serve, version};
+use crate::{bench, flags, serve, version};
 
 /// Exit code of a wrong command line.
 pub(crate) const WRONG_USE: u8 = 2;
@@ -68,7 +68,10 @@ fn keelson(arguments: &[String]) -> ExitCode {
         }
         Some(tool @ ("ctl" | "utl")) => not_yet(&format!("keelson {tool}")),
         _ => match command().try_get_matches_from(arguments) {
-            Ok(_) => ExitCode::SUCCESS,
+            Ok(matches) => match matches.subcommand() {
+                Some(("bench", matches)) => report(bench::run(matches)),
+                _ => ExitCode::SUCCESS,
+            },
             Err(error) => {
                 let _ = error.print();
                 ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(WRONG_USE))
@@ -87,6 +90,17 @@ fn command() -> Command {
         .arg_required_else_help(true)
         .subcommand(flags::command())
         .subcommand(Command::new("version").about("Show the version"))
+        .subcommand(bench::command())
+}
+
+fn report(result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tell(&format!("Error: {error:#}\n"));
+            ExitCode::from(FAILED)
+        }
+    }
 }
 
 fn not_yet(what: &str) -> ExitCode {

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use keelson_proto::ApiError;
-use keelson_proto::entry::{ConfState, Entry};
+use keelson_proto::entry::{ConfState, Entry, EntryKind};
 use keelson_proto::ids::{LogIndex, Term};
 use keelson_store::{Answer, Effect, Outcome, Slice, Store};
 
@@ -232,7 +232,7 @@ impl Applier {
         let begun = self.now();
         let applied = self.store.apply(entry, answer)?;
         let took = self.now().saturating_sub(begun);
-        self.links.stats.apply.observe(took);
+        self.count(entry, &applied.outcome, took);
         self.warn(entry, &applied.outcome, took);
         self.links.gate.set_applied_term(entry.term);
         let mut raises_alarm = false;
@@ -248,6 +248,22 @@ impl Applier {
             self.answer(waiter, applied.outcome, raises_alarm);
         }
         Ok(())
+    }
+
+    fn count(&self, entry: &Entry, outcome: &Outcome, took: Duration) {
+        let stats = &self.links.stats;
+        if entry.kind == EntryKind::Normal && !entry.data.is_empty() {
+            let done = !matches!(outcome, Outcome::Refused(error) if *error != ApiError::Compacted);
+            stats.apply.observe(peek::operation(entry), done, took);
+        }
+        match outcome {
+            Outcome::LeaseGrant { ttl, .. } => {
+                stats.leases_granted.add(1);
+                stats.lease_ttl.observe_number(ttl.unsigned_abs());
+            }
+            Outcome::LeaseRevoke { .. } => stats.leases_revoked.add(1),
+            _ => {}
+        }
     }
 
     fn warn(&self, entry: &Entry, outcome: &Outcome, took: Duration) {
@@ -333,7 +349,7 @@ impl Applier {
         }
         tracing::warn!("message exceeded backend quota; raising alarm");
         let request = duty::no_space_alarm(self.links.identity.member);
-        match self.links.propose(request, Asker::Alarm) {
+        match self.links.propose(request, Asker::Alarm(self.now())) {
             Ok(_) => self.alarm_proposed = true,
             Err(error) => tracing::warn!(%error, "could not raise the alarm"),
         }
@@ -349,7 +365,13 @@ impl Applier {
     fn answer(&mut self, waiter: Waiter, outcome: Outcome, raises_alarm: bool) {
         let ticket = match waiter.asker {
             Asker::Ticket(ticket) => ticket,
-            Asker::Duty(duty) => {
+            Asker::Duty(duty, since) => {
+                let took = self.now().saturating_sub(since);
+                let name = duty.name();
+                self.links
+                    .stats
+                    .own_requests
+                    .observe_named(name, true, took);
                 let result = match outcome {
                     Outcome::Refused(error) => Err(error),
                     _ => Ok(()),
@@ -361,7 +383,12 @@ impl Applier {
                 );
                 return;
             }
-            Asker::Alarm => return self.alarm_done(),
+            Asker::Alarm(since) => {
+                let took = self.now().saturating_sub(since);
+                let requests = &self.links.stats.own_requests;
+                requests.observe_named("Alarm", true, took);
+                return self.alarm_done();
+            }
         };
         let waits = waiter.physical
             && matches!(
@@ -394,6 +421,18 @@ impl Applier {
             drop(self.links.consensus.push_quietly(applied, 0, wake));
         }
         self.outbox.send(&*self.links.replies);
+        let ops = self.store.take_ops();
+        let stats = &self.links.stats;
+        let counted = [
+            (&stats.puts, ops.puts),
+            (&stats.put_bytes, ops.put_bytes),
+            (&stats.deletes, ops.deletes),
+            (&stats.ranges, ops.ranges),
+            (&stats.txns, ops.txns),
+        ];
+        for (number, by) in counted.into_iter().filter(|(_, by)| *by > 0) {
+            number.add(by);
+        }
         if let Some(events) = self.store.take_events() {
             self.links.watchers.events(events);
         }
@@ -445,7 +484,13 @@ impl Applier {
         if self.slice == SliceState::Idle {
             return;
         }
-        self.slice = match self.store.compact_slice() {
+        let begun = self.now();
+        let slice = self.store.compact_slice();
+        if matches!(slice, Slice::More | Slice::Pruned(_)) {
+            let took = self.now().saturating_sub(begun);
+            self.links.stats.index_compaction_pause.observe(took);
+        }
+        self.slice = match slice {
             Slice::Idle => SliceState::Idle,
             Slice::More => SliceState::More,
             Slice::Held => SliceState::Held,

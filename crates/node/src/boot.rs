@@ -443,6 +443,7 @@ fn open_database(config: &Config, env: &Env, db: &Path) -> Result<Opened, Error>
         bolt,
         quota: config.quota,
         lease_ttl_min: lease::ttl_seconds_min(config.election_ticks().into(), heartbeat),
+        lease_checkpoints: config.lease_checkpoints,
     };
     let opened = (env.database)(db, &options).map_err(old_directory)?;
     if opened.missing_leases > 0 {

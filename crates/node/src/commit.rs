@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use keelson_store::{Committer, CompactionJob, Durable, JobProgress, Sealed};
+use keelson_store::{CommitStep, Committer, CompactionJob, Durable, JobProgress, Sealed};
 
 use crate::apply::ApplyRequest;
 use crate::links::Links;
@@ -121,12 +121,25 @@ impl Commits {
             "the file would hold entry {}, but the own log ends at {synced}",
             sealed.boundary.index
         );
-        let begun = self.now();
-        let durable = self.committer.commit(sealed)?;
-        self.links
-            .stats
+        let (stats, clock) = (&self.links.stats, &self.links.env.clock);
+        let begun = clock.now();
+        let mut step_begun = begun;
+        let durable = self.committer.commit_in_steps(sealed, &mut |step| {
+            let now = clock.now();
+            let times = match step {
+                CommitStep::Begun => None,
+                CommitStep::Rebalanced => Some(&stats.commit_rebalance),
+                CommitStep::Spilled => Some(&stats.commit_spill),
+                CommitStep::Written => Some(&stats.commit_write),
+            };
+            if let Some(times) = times {
+                times.observe(now.saturating_sub(step_begun));
+            }
+            step_begun = now;
+        })?;
+        stats
             .backend_commit
-            .observe(self.now().saturating_sub(begun));
+            .observe(clock.now().saturating_sub(begun));
         Ok(durable)
     }
 
@@ -139,7 +152,15 @@ impl Commits {
             self.compacting_since = Some(self.now());
             self.committer.begin_compaction(*job);
         }
-        match self.committer.continue_compaction()? {
+        let begun = self.now();
+        let progress = self.committer.continue_compaction()?;
+        let stats = &self.links.stats;
+        if progress != JobProgress::Idle {
+            let took = self.now().saturating_sub(begun);
+            stats.compaction_pause.observe(took);
+            stats.compacted_rows.set(self.committer.compacted_rows());
+        }
+        match progress {
             JobProgress::More => {}
             JobProgress::Idle => self.compacting_since = None,
             JobProgress::Finished { revision } => {
@@ -151,10 +172,15 @@ impl Commits {
     }
 
     fn finished(&self, revision: i64, took: Duration) {
+        let stats = &self.links.stats;
+        stats.compaction.observe(took);
+        stats
+            .last_compaction
+            .set(self.links.env.clock.wall().as_secs());
         let hashes = self.links.shared.compaction_hashes();
         let hash = hashes
             .iter()
-            .find(|hash| hash.compact_revision == revision)
+            .find(|hash| hash.hash_revision == revision)
             .map(|it| it.hash);
         let sizes = self.links.shared.sizes();
         tracing::info!(

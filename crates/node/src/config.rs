@@ -52,6 +52,8 @@ pub struct Config {
     pub max_wals: usize,
     /// `--quota-backend-bytes`.
     pub quota: Quota,
+    /// The gate `LeaseCheckpoint`.
+    pub lease_checkpoints: bool,
     /// `--max-request-bytes`.
     pub max_request_bytes: usize,
     /// `--auto-compaction-mode` and `--auto-compaction-retention`.
@@ -85,6 +87,7 @@ impl Config {
             max_snapshots: 5,
             max_wals: 5,
             quota: Quota::new(0),
+            lease_checkpoints: false,
             max_request_bytes: 1_572_864,
             auto_compaction: AutoCompaction::Off,
             slow_apply: Duration::from_millis(100),

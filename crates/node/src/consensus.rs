@@ -188,8 +188,8 @@ fn refuse(links: &Links, outbox: &mut Outbox, id: RequestId, error: ApiError) {
     };
     match waiter.asker {
         Asker::Ticket(ticket) => outbox.add(ticket, Reply::Refused(error)),
-        Asker::Duty(duty) => drop(links.duty.push_always(DutyEvent::Done(duty, Err(error)), 1)),
-        Asker::Alarm => drop(links.apply.push_always(ApplyRequest::AlarmDropped, 1)),
+        Asker::Duty(duty, _) => drop(links.duty.push_always(DutyEvent::Done(duty, Err(error)), 1)),
+        Asker::Alarm(_) => drop(links.apply.push_always(ApplyRequest::AlarmDropped, 1)),
     }
 }
 

@@ -268,7 +268,8 @@ impl Thread<'_> {
     }
 
     fn propose(&self, request: InternalRaftRequest, duty: Duty) -> bool {
-        let result = self.links.propose(request, Asker::Duty(duty));
+        let now = self.links.env.clock.now();
+        let result = self.links.propose(request, Asker::Duty(duty, now));
         if let Err(error) = &result {
             tracing::debug!(%error, ?duty, "could not propose");
         }

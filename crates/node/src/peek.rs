@@ -8,6 +8,8 @@ use keelson_proto::ids::RequestId;
 use keelson_proto::request;
 use keelson_proto::rpc::etcdserverpb::InternalRaftRequest;
 
+use crate::stats::OPERATIONS;
+
 const FIELD_ID: u64 = 1;
 const FIELD_HEADER: u64 = 100;
 const WIRE_VARINT: u64 = 0;
@@ -39,26 +41,47 @@ pub(crate) fn request_id(entry: &Entry) -> Option<RequestId> {
     (id != 0).then_some(RequestId(id))
 }
 
+/// What a request asks for, as a place in [`OPERATIONS`]; the last one where that is not known.
+///
+/// Only the outermost fields are walked.
+pub(crate) fn operation(entry: &Entry) -> usize {
+    let unknown = OPERATIONS.len() - 1;
+    let mut data: &[u8] = &entry.data;
+    while let Some((number, _)) = next_field(&mut data) {
+        if let Ok(place) = OPERATIONS[..unknown].binary_search_by_key(&number, |(field, _)| *field)
+        {
+            return place;
+        }
+    }
+    unknown
+}
+
 /// The last field of a number: its value if it is a varint, its bytes if it has some.
 fn field(mut data: &[u8], wanted: u64) -> Option<(u64, &[u8])> {
     let mut found = None;
     while !data.is_empty() {
-        let key = varint(&mut data)?;
-        let value = match key & 7 {
-            WIRE_VARINT => (varint(&mut data)?, &[][..]),
-            WIRE_FIXED64 => (0, split(&mut data, 8)?),
-            WIRE_BYTES => {
-                let length = varint(&mut data)?;
-                (0, split(&mut data, length)?)
-            }
-            WIRE_FIXED32 => (0, split(&mut data, 4)?),
-            _ => return None,
-        };
-        if key >> 3 == wanted {
+        let (number, value) = next_field(&mut data)?;
+        if number == wanted {
             found = Some(value);
         }
     }
     found
+}
+
+/// The next field, with its number; `None` at the end, and where there is none.
+fn next_field<'a>(data: &mut &'a [u8]) -> Option<(u64, (u64, &'a [u8]))> {
+    let key = varint(data)?;
+    let value = match key & 7 {
+        WIRE_VARINT => (varint(data)?, &[][..]),
+        WIRE_FIXED64 => (0, split(data, 8)?),
+        WIRE_BYTES => {
+            let length = varint(data)?;
+            (0, split(data, length)?)
+        }
+        WIRE_FIXED32 => (0, split(data, 4)?),
+        _ => return None,
+    };
+    Some((key >> 3, value))
 }
 
 fn split<'a>(data: &mut &'a [u8], length: u64) -> Option<&'a [u8]> {
@@ -211,6 +234,20 @@ mod tests {
         assert_eq!(request_id(&put(9, 7)), Some(RequestId(9)));
         assert_eq!(request_id(&put(0, 0)), None);
         assert_eq!(request_id(&entry(Bytes::new())), None);
+    }
+
+    #[test]
+    fn the_operation_is_the_field_that_is_set() {
+        let name = |entry: &Entry| OPERATIONS[operation(entry)].1;
+        assert_eq!(name(&put(0, 7)), "Put");
+        let status = InternalRaftRequest {
+            auth_status: Some(keelson_proto::rpc::etcdserverpb::AuthStatusRequest::default()),
+            ..InternalRaftRequest::default()
+        };
+        assert_eq!(name(&entry(request::encode(&status))), "unknown");
+        assert_eq!(name(&entry(vec![0xff; 12])), "unknown");
+        let sorted = OPERATIONS[..OPERATIONS.len() - 1].is_sorted_by_key(|(field, _)| *field);
+        assert!(sorted, "the fields are searched for");
     }
 
     #[test]

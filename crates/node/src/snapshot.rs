@@ -70,17 +70,21 @@ impl Snapshots {
             "local-member-snapshot-index" = self.last.0,
             "triggering snapshot"
         );
-        let begun = links.env.clock.now();
+        let now = || links.env.clock.now();
+        let begun = now();
+        let data = dump(boundary).encode().into();
+        let encoded = now();
         self.files.save(&Snapshot {
-            data: dump(boundary).encode().into(),
+            data,
             conf_state: boundary.conf_state.clone(),
             index: boundary.index,
             term: boundary.term,
         })?;
-        links
-            .stats
-            .snap_save
-            .observe(links.env.clock.now().saturating_sub(begun));
+        let saved = now();
+        let stats = &links.stats;
+        stats.snap_encode.observe(encoded.saturating_sub(begun));
+        stats.snap_sync.observe(saved.saturating_sub(encoded));
+        stats.snap_save.observe(saved.saturating_sub(begun));
         let mark = SnapshotMark {
             index: boundary.index,
             term: boundary.term,

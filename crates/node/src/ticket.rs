@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
 
 use keelson_proto::ApiError;
 use keelson_proto::ids::RequestId;
@@ -74,10 +75,10 @@ pub trait Watchers: Send + Sync + 'static {
 pub enum Asker {
     /// A handler.
     Ticket(Ticket),
-    /// The member itself, for one of its duties.
-    Duty(Duty),
-    /// Apply: answers wait for the alarm that it raises.
-    Alarm,
+    /// The member itself, for one of its duties, and since when.
+    Duty(Duty, Duration),
+    /// Apply: answers wait for the alarm that it raises. Since when.
+    Alarm(Duration),
 }
 
 /// Requests that a member makes by itself.
@@ -93,6 +94,19 @@ pub enum Duty {
     LeaseCheckpoint,
     /// Compact old revisions.
     Compaction,
+}
+
+impl Duty {
+    /// The name that etcd's metrics have for such requests.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Duty::Publish => "ClusterMemberAttrSet",
+            Duty::ClusterVersion => "ClusterVersionSet",
+            Duty::LeaseRevoke => "LeaseRevoke",
+            Duty::LeaseCheckpoint => "LeaseCheckpoint",
+            Duty::Compaction => "Compaction",
+        }
+    }
 }
 
 /// What a waiting request needs to know of itself.

@@ -1,21 +1,27 @@
 //! What a normal log entry holds: [`InternalRaftRequest`], encoded and decoded with bounds.
 
 use bytes::Bytes;
-use prost::Message as _;
+use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
+use prost::{DecodeError, Message as _};
 
-use crate::rpc::etcdserverpb::{InternalRaftRequest, TxnRequest};
+use crate::rpc::etcdserverpb::request_op::Request;
+use crate::rpc::etcdserverpb::{InternalRaftRequest, RequestOp, TxnRequest};
 use crate::{Error, scan};
 
 /// How many protobuf messages may lie inside one another in a request, transactions included.
 ///
-/// etcd accepts 128 nested transactions by default, which are some 260 levels. prost decodes (and
-/// drops) nested messages by recursion, so there must be a bound; threads that decode requests have
-/// stacks of [`STACK_BYTES`].
+/// etcd accepts 128 nested transactions by default, which are some 260 levels. What decodes, walks
+/// or drops them recurses, so there must be a bound; threads that do so have stacks of
+/// [`STACK_BYTES`].
 pub const DEPTH_MAX: usize = 2_000;
 
 /// The stack that a thread needs which decodes, walks or drops requests, in bytes: enough for
 /// [`DEPTH_MAX`] levels in a build without optimisation.
 pub const STACK_BYTES: usize = 32 << 20;
+
+/// Levels up to which a request is left to prost, which follows 100 of them, groups included, and
+/// refuses more.
+const SHALLOW_MAX: usize = 90;
 
 #[derive(Clone, Copy)]
 enum Kind {
@@ -26,11 +32,17 @@ enum Kind {
 
 fn nested(kind: Kind, field: u32) -> Option<Kind> {
     match (kind, field) {
-        (Kind::Internal, 6) | (Kind::Op, 4) => Some(Kind::Txn),
-        (Kind::Txn, 2 | 3) => Some(Kind::Op),
+        (Kind::Internal, INTERNAL_TXN) | (Kind::Op, OP_TXN) => Some(Kind::Txn),
+        (Kind::Txn, TXN_SUCCESS | TXN_FAILURE) => Some(Kind::Op),
         _ => None,
     }
 }
+
+// The numbers of the fields that nest.
+const INTERNAL_TXN: u32 = 6;
+const TXN_SUCCESS: u32 = 2;
+const TXN_FAILURE: u32 = 3;
+const OP_TXN: u32 = 4;
 
 /// Encodes a request as an entry's data.
 #[must_use]
@@ -38,7 +50,7 @@ pub fn encode(request: &InternalRaftRequest) -> Bytes {
     request.encode_to_vec().into()
 }
 
-/// Decodes an entry's data.
+/// Decodes an entry's data; its `bytes` fields share the buffer of `data`.
 ///
 /// # Errors
 ///
@@ -47,36 +59,150 @@ pub fn encode(request: &InternalRaftRequest) -> Bytes {
 /// [`InternalRaftRequest`] and fail to decode.
 pub fn decode(data: Bytes) -> Result<InternalRaftRequest, Error> {
     const WHAT: &str = "InternalRaftRequest";
-    if scan::deeper_than(&data, Kind::Internal, DEPTH_MAX, nested) {
-        return Err(Error::TooDeep {
-            what: WHAT,
-            limit: DEPTH_MAX,
-        });
+    if !scan::deeper_than(&data, Kind::Internal, SHALLOW_MAX, nested) {
+        return InternalRaftRequest::decode(data).map_err(Fault::of(WHAT));
     }
-    InternalRaftRequest::decode(data).map_err(|source| Error::Decode { what: WHAT, source })
+    refuse_deeper(WHAT, &data, Kind::Internal)?;
+    let mut request = InternalRaftRequest::default();
+    let mut rest = data;
+    while let Some(field) = Field::take(&mut rest).map_err(Fault::of(WHAT))? {
+        match (field.number, field.content) {
+            (INTERNAL_TXN, Some(content)) => {
+                let txn = request.txn.get_or_insert_default();
+                merge_txn(txn, content, 2).map_err(|fault| fault.named(WHAT))?;
+            }
+            _ => request.merge(field.whole).map_err(Fault::of(WHAT))?,
+        }
+    }
+    Ok(request)
 }
 
-/// Whether the encoded [`TxnRequest`] nests deeper than [`DEPTH_MAX`] levels: such a request must
-/// be refused before it is decoded.
-#[must_use]
-pub fn txn_is_too_deep(encoded: &[u8]) -> bool {
-    scan::deeper_than(encoded, Kind::Txn, DEPTH_MAX, nested)
-}
-
-/// Decodes a transaction from a client.
+/// Decodes a transaction from a client; its `bytes` fields share the buffer of `data`.
 ///
 /// # Errors
 ///
 /// As [`decode`].
 pub fn decode_txn(data: Bytes) -> Result<TxnRequest, Error> {
     const WHAT: &str = "TxnRequest";
-    if txn_is_too_deep(&data) {
+    if !scan::deeper_than(&data, Kind::Txn, SHALLOW_MAX, nested) {
+        return TxnRequest::decode(data).map_err(Fault::of(WHAT));
+    }
+    refuse_deeper(WHAT, &data, Kind::Txn)?;
+    let mut txn = TxnRequest::default();
+    merge_txn(&mut txn, data, 1).map_err(|fault| fault.named(WHAT))?;
+    Ok(txn)
+}
+
+/// Refuses what nests too deep before anything is made of it. What the scan does not see is refused
+/// on the way down.
+fn refuse_deeper(what: &'static str, data: &[u8], root: Kind) -> Result<(), Error> {
+    if scan::deeper_than(data, root, DEPTH_MAX, nested) {
         return Err(Error::TooDeep {
-            what: WHAT,
+            what,
             limit: DEPTH_MAX,
         });
     }
-    TxnRequest::decode(data).map_err(|source| Error::Decode { what: WHAT, source })
+    Ok(())
+}
+
+/// What ends the decoding of a deep request.
+enum Fault {
+    Decode(DecodeError),
+    TooDeep,
+}
+
+impl From<DecodeError> for Fault {
+    fn from(error: DecodeError) -> Fault {
+        Fault::Decode(error)
+    }
+}
+
+impl Fault {
+    fn of(what: &'static str) -> impl Fn(DecodeError) -> Error {
+        move |source| Error::Decode { what, source }
+    }
+
+    fn named(self, what: &'static str) -> Error {
+        match self {
+            Fault::Decode(source) => Error::Decode { what, source },
+            Fault::TooDeep => Error::TooDeep {
+                what,
+                limit: DEPTH_MAX,
+            },
+        }
+    }
+}
+
+/// Merges an encoded transaction that lies `level` messages deep into `txn`, as prost would, were
+/// it not for its limit: only what nests is taken apart here.
+fn merge_txn(txn: &mut TxnRequest, mut data: Bytes, level: usize) -> Result<(), Fault> {
+    if level > DEPTH_MAX {
+        return Err(Fault::TooDeep);
+    }
+    while let Some(field) = Field::take(&mut data)? {
+        match (field.number, field.content) {
+            (TXN_SUCCESS, Some(content)) => txn.success.push(decode_op(content, level + 1)?),
+            (TXN_FAILURE, Some(content)) => txn.failure.push(decode_op(content, level + 1)?),
+            _ => txn.merge(field.whole)?,
+        }
+    }
+    Ok(())
+}
+
+fn decode_op(mut data: Bytes, level: usize) -> Result<RequestOp, Fault> {
+    if level > DEPTH_MAX {
+        return Err(Fault::TooDeep);
+    }
+    let mut op = RequestOp::default();
+    while let Some(field) = Field::take(&mut data)? {
+        match (field.number, field.content) {
+            (OP_TXN, Some(content)) => {
+                // A field that comes again is merged; one of another kind replaces what was there.
+                let mut txn = match op.request.take() {
+                    Some(Request::RequestTxn(txn)) => txn,
+                    _ => TxnRequest::default(),
+                };
+                merge_txn(&mut txn, content, level + 1)?;
+                op.request = Some(Request::RequestTxn(txn));
+            }
+            _ => op.merge(field.whole)?,
+        }
+    }
+    Ok(op)
+}
+
+/// A field as it stands in encoded bytes.
+struct Field {
+    number: u32,
+    /// What it holds, if that has a length.
+    content: Option<Bytes>,
+    /// Its bytes with number and length: a message of that one field.
+    whole: Bytes,
+}
+
+impl Field {
+    /// Takes the next field off the front; `None` at the end.
+    fn take(data: &mut Bytes) -> Result<Option<Field>, DecodeError> {
+        if data.is_empty() {
+            return Ok(None);
+        }
+        let all = data.clone();
+        let (number, wire_type) = decode_key(data)?;
+        let after_key = data.clone();
+        skip_field(wire_type, number, data, DecodeContext::default())?;
+        let whole = all.slice(..all.len() - data.len());
+        let content = (wire_type == WireType::LengthDelimited).then(|| {
+            let mut content = after_key.slice(..after_key.len() - data.len());
+            // It was skipped, so it is there.
+            let length = decode_varint(&mut content).map_or(0, |length| length as usize);
+            content.slice(content.len() - length..)
+        });
+        Ok(Some(Field {
+            number,
+            content,
+            whole,
+        }))
+    }
 }
 
 #[cfg(test)]

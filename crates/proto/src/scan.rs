@@ -20,7 +20,7 @@ pub(crate) fn next_field<'a>(bytes: &mut &'a [u8]) -> Option<Field<'a>> {
             take(bytes, len).map(|content| Field::Bytes(number, content))
         }
         5 => take(bytes, 4).map(|_| Field::Scalar),
-        // Groups: nothing of ours has them, and the decoder skips them without recursion of ours.
+        // Groups: nothing of ours has them, and the decoder follows them to a depth of its own.
         _ => None,
     }
 }

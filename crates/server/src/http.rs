@@ -52,6 +52,22 @@ impl Handle for State {
     }
 }
 
+/// The member as peers and metrics see it, before clients do: what runs on serving threads all the
+/// time runs on those of the clients.
+pub(crate) struct Early(pub(crate) Arc<State>);
+
+impl Handle for Early {
+    async fn handle(
+        self: &Arc<Self>,
+        origin: Origin,
+        request: Request<Incoming>,
+    ) -> Response<Body> {
+        self.0.handle(origin, request).await
+    }
+
+    async fn background(self: &Arc<Self>, _thread: u16) {}
+}
+
 /// Every page may be read from everywhere, as etcd has it by default.
 fn allow_origins(response: &mut Response<Body>) {
     let headers = response.headers_mut();

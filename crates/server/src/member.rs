@@ -16,6 +16,7 @@ use tracing::{info, warn};
 
 use crate::Error;
 use crate::config::{AutoCompaction, Checked, Gate};
+use crate::http::Early;
 use crate::logging::{self, json};
 use crate::metrics::Metrics;
 use crate::pool::Pool;
@@ -100,7 +101,6 @@ impl Member {
             metrics.gate(name, stage, config.feature_gates.enabled(gate));
         }
         let told = Arc::new(Told {
-            metrics: Arc::clone(&metrics),
             tokens: Arc::clone(&tokens),
             changed: Arc::clone(&changed),
             watching: Arc::clone(&watching),
@@ -273,14 +273,10 @@ struct Told {
     tokens: Arc<Tokens>,
     watching: Arc<Watching>,
     changed: Arc<Notify>,
-    metrics: Arc<Metrics>,
 }
 
 impl Watchers for Told {
     fn events(&self, batch: EventRange) {
-        let records = &batch.records;
-        let ended = records.iter().filter(|event| event.record.tombstone);
-        self.metrics.events(records.len(), ended.count());
         self.changed.notify_waiters();
         self.watching.events(batch);
     }
@@ -296,13 +292,17 @@ impl Watchers for Told {
 /// The configuration as the node reads it. What a new member is born with is looked at only where
 /// the directory holds none.
 fn node_config(config: &Checked) -> Result<keelson_node::Config, Error> {
-    let is_new = !config.member_dir().exists();
-    let (initial_cluster, token) = if is_new {
-        let born = config.bootstrap()?;
-        let urls = born.peer_urls.iter().map(Url::to_string).collect();
-        (vec![(born.name, urls)], born.token)
-    } else {
-        (Vec::new(), config.initial_cluster_token.clone())
+    // A directory that holds a member ignores these flags, also where they make no sense any more;
+    // one whose first start was cut off still needs them.
+    let (initial_cluster, token) = match config.bootstrap() {
+        Ok(born) => {
+            let urls = born.peer_urls.iter().map(Url::to_string).collect();
+            (vec![(born.name, urls)], born.token)
+        }
+        Err(_) if config.member_dir().exists() => {
+            (Vec::new(), config.initial_cluster_token.clone())
+        }
+        Err(error) => return Err(error.into()),
     };
     Ok(keelson_node::Config {
         initial_cluster,
@@ -323,6 +323,7 @@ fn node_config(config: &Checked) -> Result<keelson_node::Config, Error> {
         max_snapshots: config.max_snapshots as usize,
         max_wals: config.max_wals as usize,
         quota: Quota::new(config.quota_backend_bytes),
+        lease_checkpoints: config.feature_gates.enabled(Gate::LeaseCheckpoint),
         max_request_bytes: config.max_request_bytes as usize,
         auto_compaction: match config.auto_compaction() {
             None => keelson_node::AutoCompaction::Off,
@@ -433,7 +434,8 @@ fn bind(config: &mut Checked) -> Result<Sockets, Error> {
 
 /// One thread for everything that is no client: it must answer also when those for clients do not.
 fn start_early(state: &Arc<State>, limits: Limits) -> std::io::Result<Serving> {
-    Serving::start(1, state, limits, CancellationToken::new())
+    let early = Arc::new(Early(Arc::clone(state)));
+    Serving::start(1, &early, limits, CancellationToken::new())
 }
 
 fn texts(urls: &[Url]) -> Vec<&str> {

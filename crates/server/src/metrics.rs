@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use keelson_proto::Code;
 use prometheus::core::Collector;
-use prometheus::proto::MetricFamily;
+use prometheus::proto::{Metric, MetricFamily};
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder, exponential_buckets,
@@ -60,14 +60,21 @@ pub(crate) struct Metrics {
     pub(crate) hash_seconds: Histogram,
     pub(crate) hash_kv_seconds: Histogram,
     pub(crate) snapshot_seconds: Histogram,
-    pub(crate) range_total: IntCounter,
+    /// Ranges that were no part of an entry.
+    pub(crate) ranges: IntCounter,
+    /// Transactions of ranges alone.
+    pub(crate) read_txns: IntCounter,
+    pub(crate) slow_read_indexes: IntCounter,
     pub(crate) failed_proposals: IntCounter,
     pub(crate) pending_proposals: IntGauge,
     pub(crate) failed_read_indexes: IntCounter,
     pub(crate) lease_renewed: IntCounter,
     gates: IntGaugeVec,
-    events_total: IntCounter,
-    puts: IntCounter,
+    /// Of one batch, or one reading of history, and all its watchers.
+    watch_batch: Histogram,
+    watch_event: Histogram,
+    pub(crate) watch_control: Histogram,
+    pub(crate) watch_progress: Histogram,
     scrapes: IntCounterVec,
     scrapes_inflight: IntGauge,
 }
@@ -122,6 +129,38 @@ impl Maker<'_> {
         let options = HistogramOpts::new(name, help).buckets(buckets);
         self.add(Histogram::with_opts(options))
     }
+}
+
+/// A counter that is shown under another name, together with others.
+fn unregistered(name: &str) -> IntCounter {
+    IntCounter::new(name, name).expect("the names of counters are constants")
+}
+
+/// Adds what is counted elsewhere for the same labels, and the labels that are not there.
+fn merge(family: &mut MetricFamily, others: Vec<Metric>) {
+    for other in others {
+        let same = |metric: &&mut Metric| metric.get_label() == other.get_label();
+        match family.mut_metric().iter_mut().find(same) {
+            Some(metric) => add_histogram(metric, &other),
+            None => family.mut_metric().push(other),
+        }
+    }
+}
+
+fn add_histogram(metric: &mut Metric, other: &Metric) {
+    let other = other.get_histogram();
+    let mut sum = metric.get_histogram().clone();
+    let buckets = sum.get_bucket().iter().zip(other.get_bucket());
+    let buckets = buckets.map(|(one, other)| {
+        let mut bucket = one.clone();
+        bucket.set_cumulative_count(one.cumulative_count() + other.cumulative_count());
+        bucket
+    });
+    let buckets = buckets.collect();
+    sum.set_bucket(buckets);
+    sum.set_sample_count(sum.get_sample_count() + other.get_sample_count());
+    sum.set_sample_sum(sum.get_sample_sum() + other.get_sample_sum());
+    metric.set_histogram(sum);
 }
 
 /// Bounds that grow by a factor of two.
@@ -235,9 +274,12 @@ impl Metrics {
                 "The latency distribution of backend snapshots.",
                 doubling(0.01, 17),
             ),
-            range_total: make.counter(
-                "etcd_mvcc_range_total",
-                "Total number of ranges seen by this member.",
+            // Shown together with what the node counts.
+            ranges: unregistered("ranges"),
+            read_txns: unregistered("read_txns"),
+            slow_read_indexes: make.counter(
+                "etcd_server_slow_read_indexes_total",
+                "The total number of pending read indexes not in sync with leader's or timed out read index requests.",
             ),
             failed_proposals: make.counter(
                 "etcd_server_proposals_failed_total",
@@ -260,13 +302,25 @@ impl Metrics {
                 "Whether or not a feature is enabled. 1 is enabled, 0 is not.",
                 &["name", "stage"],
             ),
-            events_total: make.counter(
-                "etcd_debugging_mvcc_events_total",
-                "Total number of events sent by this member.",
+            watch_batch: make.histogram(
+                "etcd_debugging_server_watch_send_loop_watch_stream_duration_seconds",
+                "The total duration in seconds of running through the send loop watch stream response all times.",
+                doubling(0.001, 14),
             ),
-            puts: make.counter(
-                "etcd_mvcc_put_total",
-                "Total number of puts seen by this member.",
+            watch_event: make.histogram(
+                "etcd_debugging_server_watch_send_loop_watch_stream_duration_per_event_seconds",
+                "The average duration in seconds of running through the send loop watch stream response, per event.",
+                doubling(0.001, 14),
+            ),
+            watch_control: make.histogram(
+                "etcd_debugging_server_watch_send_loop_control_stream_duration_seconds",
+                "The total duration in seconds of running through the send loop control stream response all times.",
+                doubling(0.001, 14),
+            ),
+            watch_progress: make.histogram(
+                "etcd_debugging_server_watch_send_loop_progress_duration_seconds",
+                "The total duration in seconds of running through the progress loop control stream response all times.",
+                doubling(0.001, 14),
             ),
             scrapes,
             scrapes_inflight: make.gauge(
@@ -281,7 +335,14 @@ impl Metrics {
     pub(crate) fn text(&self, of_member: Vec<MetricFamily>) -> String {
         self.scrapes_inflight.inc();
         let mut families = self.registry.gather();
-        families.extend(of_member);
+        for mut family in of_member {
+            let same = |other: &&mut MetricFamily| other.name() == family.name();
+            // Some of a family is counted here and some by the node.
+            match families.iter_mut().find(same) {
+                Some(other) => merge(other, family.take_metric()),
+                None => families.push(family),
+            }
+        }
         families.sort_by(|one, other| one.name().cmp(other.name()));
         let text = TextEncoder::new().encode_to_string(&families);
         self.scrapes_inflight.dec();
@@ -313,15 +374,27 @@ impl Metrics {
             .set(i64::from(enabled));
     }
 
-    /// Counts records that a batch has made, and how many of them ended keys.
-    pub(crate) fn events(&self, records: usize, ended: usize) {
-        self.events_total.inc_by(records as u64);
-        self.puts.inc_by((records - ended) as u64);
+    /// Notes how long it took to hand events to their watchers.
+    pub(crate) fn watch_events(&self, took: Duration, events: u64) {
+        if events == 0 {
+            return;
+        }
+        let took = took.as_secs_f64();
+        self.watch_batch.observe(took);
+        #[expect(clippy::cast_precision_loss, reason = "metrics are floating point")]
+        self.watch_event.observe(took / events as f64);
+    }
+
+    /// Notes how long a transaction of ranges and conditions took.
+    pub(crate) fn read_txn(&self, took: Duration, operations: usize) {
+        self.ranges.inc_by(operations as u64);
+        self.read_txns.inc_by(u64::from(operations > 1));
+        self.range_seconds.observe(took.as_secs_f64());
     }
 
     /// Notes how long the reading of a range took.
     pub(crate) fn range(&self, took: Duration) {
-        self.range_total.inc();
+        self.ranges.inc();
         self.range_seconds.observe(took.as_secs_f64());
     }
 }

@@ -120,7 +120,14 @@ impl State {
         let error = match self.wait(awaited).await {
             Some(Reply::Readable) => return Ok(()),
             Some(Reply::Refused(error)) => error,
-            Some(_) | None => ApiError::Timeout,
+            Some(_) | None => {
+                self.metrics.slow_read_indexes.inc();
+                tracing::warn!(
+                    timeout = ?self.settings.request_timeout,
+                    "timed out waiting for read index response (local node might have slow network)"
+                );
+                ApiError::Timeout
+            }
         };
         self.metrics.failed_read_indexes.inc();
         Err(error)

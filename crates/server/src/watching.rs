@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
+use std::time::Instant;
 
 use bytes::Bytes;
 use keelson_store::watch::{
@@ -196,17 +197,24 @@ impl Watching {
 impl Hub {
     /// Hands the batches that have arrived to the shard.
     fn take_batches(&self, state: &State) {
+        // Under the core's lock, so that batches reach the shard in the order of the inbox whoever
+        // takes them.
+        let mut core = lock(&self.core);
         let batches = std::mem::take(&mut *lock(&self.inbox));
         if batches.is_empty() {
             return;
         }
-        let mut core = lock(&self.core);
+        let watching = &state.watching;
+        let (begun, before) = (Instant::now(), watching.events.load(Ordering::Relaxed));
         let Core { shard, streams, .. } = &mut *core;
         for batch in &batches {
             shard.events(batch, &mut |target, revision, events| {
                 live(state, streams, target, revision, events)
             });
         }
+        // Other threads may have sent some meanwhile: what is told of one event is no more exact.
+        let sent = watching.events.load(Ordering::Relaxed) - before;
+        state.metrics.watch_events(begun.elapsed(), sent);
         let last = core.shard.last();
         let due: Vec<StreamId> = core
             .streams
@@ -468,6 +476,7 @@ impl StreamHandle {
 
     /// Tells of progress, to each watcher that wants it and got nothing since the last time.
     pub(crate) fn tick(&self, state: &State) {
+        let begun = Instant::now();
         let mut core = self.core();
         let Core { shard, streams, .. } = &mut *core;
         let Some(stream) = streams.get_mut(&self.id) else {
@@ -484,6 +493,8 @@ impl StreamHandle {
                 stream.push(response::progress(&header, watch_id), None);
             }
         }
+        let took = begun.elapsed().as_secs_f64();
+        state.metrics.watch_progress.observe(took);
     }
 
     /// Whether so much waits to be sent that no further request should be read.

@@ -255,6 +255,7 @@ impl Store {
         self.tail.change_rows(rows);
         let mut change = Change::begin(self);
         for key in &keys {
+            change.store.ops.deletes += 1;
             change.delete(key);
         }
         Ok(Outcome::LeaseRevoke {

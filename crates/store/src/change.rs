@@ -7,7 +7,7 @@ use keelson_proto::rpc::etcdserverpb::{DeleteRangeRequest, PutRequest};
 
 use crate::index::KeyRange;
 use crate::tail::Record;
-use crate::{Error, Revision, Store, record};
+use crate::{Error, OpCounts, Revision, Store, record};
 
 /// Changes under the main revision that follows the current one.
 ///
@@ -17,6 +17,8 @@ pub(crate) struct Change<'a> {
     pub(crate) store: &'a mut Store,
     main: i64,
     sub: u32,
+    /// What was counted before this.
+    ops: OpCounts,
 }
 
 /// What a put did.
@@ -29,6 +31,7 @@ impl<'a> Change<'a> {
     pub(crate) fn begin(store: &'a mut Store) -> Change<'a> {
         let main = store.revision + 1;
         Change {
+            ops: store.ops,
             store,
             main,
             sub: 0,
@@ -57,6 +60,7 @@ impl<'a> Change<'a> {
     pub(crate) fn finish(self) -> i64 {
         let revision = self.revision();
         self.store.revision = revision;
+        self.store.ops.end_phase(self.ops);
         revision
     }
 
@@ -80,7 +84,7 @@ impl<'a> Change<'a> {
             key,
             value,
             lease,
-            prev_kv: _,
+            prev_kv,
             ignore_value,
             ignore_lease,
         } = request;
@@ -106,6 +110,9 @@ impl<'a> Change<'a> {
         };
         let revision = self.next();
         let store = &mut *self.store;
+        store.ops.puts += 1;
+        store.ops.put_bytes += (key.len() + value.len()) as u64;
+        store.ops.ranges += u64::from(*prev_kv || *ignore_value || *ignore_lease);
         let mut len = 0;
         let state = store.index.put_with(key, revision, |create, version| {
             len = record::encoded_len(
@@ -145,6 +152,8 @@ impl<'a> Change<'a> {
         let range = KeyRange::new(&request.key, &request.range_end);
         let at = self.at();
         let mut keys = Vec::new();
+        self.store.ops.deletes += 1;
+        self.store.ops.ranges += u64::from(request.prev_kv);
         match range {
             KeyRange::Single(key) => {
                 return self.delete(key).into_iter().collect();

@@ -10,7 +10,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use keelson_bolt::{Db, Options, WriteTx};
+use keelson_bolt::{Db, Options, Step, WriteTx};
 
 use crate::compaction::CompactionJob;
 use crate::hash::Hasher;
@@ -41,6 +41,8 @@ pub struct Committer {
     shared: Arc<Shared>,
     boundary: Boundary,
     running: Option<RunningJob>,
+    /// Rows that compactions have removed since the start.
+    compacted_rows: u64,
     window_bytes_max: u64,
 }
 
@@ -83,6 +85,7 @@ impl Committer {
             shared,
             boundary,
             running: None,
+            compacted_rows: 0,
             window_bytes_max: WINDOW_BYTES_MAX,
         };
         committer.publish_sizes();
@@ -114,6 +117,19 @@ impl Committer {
     ///
     /// A failing file; the process must end then.
     pub fn commit(&mut self, sealed: &Sealed) -> Result<Durable, Error> {
+        self.commit_in_steps(sealed, &mut |_| {})
+    }
+
+    /// As [`Committer::commit`], telling of each part of the engine's commit when it has ended.
+    ///
+    /// # Errors
+    ///
+    /// As [`Committer::commit`].
+    pub fn commit_in_steps(
+        &mut self,
+        sealed: &Sealed,
+        ended: &mut dyn FnMut(Step),
+    ) -> Result<Durable, Error> {
         let boundary = &sealed.boundary;
         assert!(
             boundary.index >= self.boundary.index,
@@ -135,7 +151,7 @@ impl Committer {
         }
         write_rows(&mut tx, &sealed.rows)?;
         write_rows(&mut tx, &boundary_rows(boundary))?;
-        tx.commit()?;
+        tx.commit_in_steps(ended)?;
         self.boundary = boundary.clone();
         let durable = self.durable()?;
         self.shared
@@ -179,11 +195,20 @@ impl Committer {
         let revision = running.job.revision;
         let batch = running.look(&self.shared.view().read().clone())?;
         let finished = batch.next.is_none();
+        if let Some(next) = batch.next
+            && batch.dead.is_empty()
+        {
+            // Nothing to write: a transaction would cost a sync.
+            running.next = next;
+            self.running = Some(running);
+            return Ok(JobProgress::More);
+        }
         let mut tx = self.db.begin_write()?;
         let mut keys = tx.bucket_mut(schema::KEY.as_bytes())?;
         for (revision, tombstone) in &batch.dead {
             keys.delete(BucketKey::encode(*revision, *tombstone).as_bytes())?;
         }
+        self.compacted_rows += batch.dead.len() as u64;
         if finished {
             let mark = BucketKey::encode(
                 Revision {
@@ -254,6 +279,12 @@ impl Committer {
         Ok(durable)
     }
 
+    /// Rows that compactions have removed from the file since the start.
+    #[must_use]
+    pub fn compacted_rows(&self) -> u64 {
+        self.compacted_rows
+    }
+
     /// Numbers of the engine, for metrics.
     #[must_use]
     pub fn stats(&self) -> keelson_bolt::Stats {
@@ -263,6 +294,7 @@ impl Committer {
     fn publish_sizes(&self) {
         let stats = self.db.stats();
         self.shared.set_file_bytes(stats.size, stats.free_bytes);
+        self.shared.set_file_readers(stats.open_read_txs);
     }
 }
 

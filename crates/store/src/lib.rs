@@ -10,6 +10,7 @@ mod apply_cluster;
 mod change;
 mod commit;
 mod compaction;
+mod counts;
 mod error;
 mod outcome;
 mod pin;
@@ -37,7 +38,9 @@ pub mod watch;
 
 pub use commit::{Committer, JobProgress};
 pub use compaction::{CompactionJob, Slice};
+pub use counts::OpCounts;
 pub use error::Error;
+pub use keelson_bolt::Step as CommitStep;
 pub use outcome::{Answer, Applied, AuthOutcome, Effect, OpOutcome, Outcome};
 pub use pin::Pin;
 pub use restore::{OpenOptions, Opened, open, open_db};

@@ -20,7 +20,7 @@ use crate::shared::Published;
 use crate::store::{Quota, Store, peek};
 use crate::tail::{Boundary, Tail};
 use crate::view::{View, walk_file};
-use crate::{BucketKey, Error, Revision, Shared, schema};
+use crate::{BucketKey, Error, OpCounts, Revision, Shared, schema};
 
 /// The newest schema that this release reads and writes.
 const NEWEST: Version = Version::new(3, 7, 0);
@@ -37,6 +37,8 @@ pub struct OpenOptions {
     pub quota: Quota,
     /// The shortest life of a lease, in seconds.
     pub lease_ttl_min: i64,
+    /// Whether remaining times of leases are written down now and then (gate `LeaseCheckpoint`).
+    pub lease_checkpoints: bool,
 }
 
 impl OpenOptions {
@@ -103,7 +105,7 @@ pub fn open_db(db: Db, path: Option<&Path>, options: &OpenOptions) -> Result<Ope
     let revision = loaded.last.max(meta.scheduled).max(meta.finished).max(1);
     check_revision(revision)?;
     let compact_revision = meta.scheduled.max(meta.finished);
-    let mut deadlines = Deadlines::default();
+    let mut deadlines = Deadlines::new(options.lease_checkpoints);
     for (id, lease) in leases.iter() {
         deadlines.granted(id, lease.ttl(), lease.remaining_ttl(), Ticks::default());
     }
@@ -146,6 +148,7 @@ pub fn open_db(db: Db, path: Option<&Path>, options: &OpenOptions) -> Result<Ope
         pending: Pending::default(),
         unfinished_compactions: 0,
         quota: options.quota,
+        ops: OpCounts::default(),
         now: Ticks::default(),
         shared,
     };

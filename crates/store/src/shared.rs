@@ -43,6 +43,7 @@ pub struct Shared {
     hashes: Mutex<BTreeMap<i64, HashKv>>,
     file_bytes: AtomicU64,
     file_free_bytes: AtomicU64,
+    file_readers: AtomicU64,
     tail_bytes: AtomicU64,
     sealed_bytes: AtomicU64,
 }
@@ -90,6 +91,7 @@ impl Shared {
             hashes: Mutex::default(),
             file_bytes: AtomicU64::new(0),
             file_free_bytes: AtomicU64::new(0),
+            file_readers: AtomicU64::new(0),
             tail_bytes: AtomicU64::new(0),
             sealed_bytes: AtomicU64::new(0),
         }
@@ -194,6 +196,12 @@ impl Shared {
         }
     }
 
+    /// Read transactions that were open in the file at its last commit.
+    #[must_use]
+    pub fn file_readers(&self) -> u64 {
+        self.file_readers.load(Ordering::Relaxed)
+    }
+
     /// The value stored at a revision; `None` if it is not there (compacted, or never was).
     ///
     /// # Errors
@@ -258,6 +266,10 @@ impl Shared {
 
     pub(crate) fn take_sealed_bytes(&self, bytes: u64) {
         self.sealed_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_file_readers(&self, open: u64) {
+        self.file_readers.store(open, Ordering::Relaxed);
     }
 
     pub(crate) fn set_file_bytes(&self, total: u64, free: u64) {

@@ -15,7 +15,7 @@ use crate::member::Membership;
 use crate::record::{self, Peek};
 use crate::row::RowChange;
 use crate::tail::{Boundary, EventRange, Sealed, Tail};
-use crate::{Error, Revision, Shared, quota, schema};
+use crate::{Error, OpCounts, Revision, Shared, quota, schema};
 
 /// The space that requests may take.
 #[derive(Clone, Copy, Debug)]
@@ -65,6 +65,7 @@ pub struct Store {
     /// Compactions that the commit thread has not reported finished.
     pub(crate) unfinished_compactions: usize,
     pub(crate) quota: Quota,
+    pub(crate) ops: OpCounts,
     /// The moment for deadlines of leases, which are no part of the replicated state.
     pub(crate) now: Ticks,
     pub(crate) shared: Arc<Shared>,
@@ -104,6 +105,11 @@ impl Store {
     /// What has been appended to the tail since this was last asked for.
     pub fn take_events(&mut self) -> Option<EventRange> {
         self.tail.take_events()
+    }
+
+    /// Operations since this was last asked for, those of entries that were refused included.
+    pub fn take_ops(&mut self) -> OpCounts {
+        std::mem::take(&mut self.ops)
     }
 
     /// Bytes that the open segment holds.

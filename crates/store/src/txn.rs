@@ -62,7 +62,11 @@ pub(crate) struct TxnDone {
 
 /// Runs a transaction.
 pub(crate) fn run(store: &mut Store, txn: &TxnRequest, wanted: bool) -> Result<TxnDone, Failure> {
-    let path = decide(store, txn)?;
+    let mut compared = 0;
+    let path = decide(store, txn, &mut compared)?;
+    let before = store.ops;
+    store.ops.ranges += compared;
+    store.ops.end_phase(before);
     check(store, txn, &path)?;
     let mut change = Change::begin(store);
     let ops = execute(&mut change, txn, &path, wanted)?;
@@ -138,9 +142,11 @@ fn branch(txn: &TxnRequest, succeeded: bool) -> &[RequestOp] {
     }
 }
 
-fn decide(store: &Store, txn: &TxnRequest) -> Result<Path, Error> {
+/// Adds to `compared` how many conditions were looked at.
+fn decide(store: &Store, txn: &TxnRequest, compared: &mut u64) -> Result<Path, Error> {
     let mut succeeded = true;
     for compare in &txn.compare {
+        *compared += 1;
         if !holds(&store.shared, store.revision, compare)? {
             succeeded = false;
             break;
@@ -149,7 +155,7 @@ fn decide(store: &Store, txn: &TxnRequest) -> Result<Path, Error> {
     let nested = branch(txn, succeeded)
         .iter()
         .filter_map(|op| match &op.request {
-            Some(Request::RequestTxn(txn)) => Some(decide(store, txn)),
+            Some(Request::RequestTxn(txn)) => Some(decide(store, txn, compared)),
             _ => None,
         });
     Ok(Path {
@@ -315,10 +321,13 @@ fn execute(
     let mut outcomes = Vec::with_capacity(if wanted { ops.len() } else { 0 });
     for op in ops {
         let outcome = match &op.request {
-            Some(Request::RequestRange(_)) => Some(OpOutcome::Range {
-                at: change.at(),
-                header: change.revision(),
-            }),
+            Some(Request::RequestRange(_)) => {
+                change.store.ops.ranges += 1;
+                Some(OpOutcome::Range {
+                    at: change.at(),
+                    header: change.revision(),
+                })
+            }
             Some(Request::RequestPut(put)) => {
                 let done = change.put(put)?;
                 let prev = done.prev.filter(|_| put.prev_kv);

@@ -296,6 +296,23 @@ fn nothing_is_removed_before_the_file_knows_of_the_compaction() {
     rig.committer.begin_compaction(job);
 }
 
+#[test]
+fn a_compaction_that_removes_nothing_writes_once() {
+    let mut rig = Rig::new();
+    for place in 0..25_000 {
+        rig.put(&format!("{place:05}"), b"value");
+    }
+    let revision = rig.store.shared().revision();
+    assert!(rig.compact(revision));
+    rig.commit();
+    let job = pruned(&mut rig).unwrap();
+    let (_, before) = rig.disk().operations();
+    rig.committer.begin_compaction(job);
+    while rig.committer.continue_compaction().unwrap() == JobProgress::More {}
+    let (_, after) = rig.disk().operations();
+    assert!(after - before <= 3, "{} syncs", after - before);
+}
+
 fn pruned(rig: &mut Rig) -> Option<keelson_store::CompactionJob> {
     loop {
         match rig.store.compact_slice() {

@@ -43,6 +43,7 @@ fn options() -> OpenOptions {
         bolt: OpenOptions::bolt(),
         quota: Quota::new(-1),
         lease_ttl_min: 2,
+        lease_checkpoints: false,
     }
 }
 

@@ -626,7 +626,7 @@ fn a_chunk_of_history_is_bounded_in_bytes() {
     for range_end in ["", "\0"] {
         let mut rig = Rig::new();
         rig.committer.set_window_bytes(0);
-        for _ in 0..20 {
+        for _ in 0..40 {
             rig.put("a", &vec![b'v'; 300_000]);
         }
         rig.commit();
@@ -642,7 +642,7 @@ fn a_chunk_of_history_is_bounded_in_bytes() {
                 panic!()
             };
             let bytes: usize = events.iter().map(|event| event.record.bytes.len()).sum();
-            assert!(bytes <= (1 << 20) + 400_000, "{bytes}");
+            assert!(bytes <= (4 << 20) + 400_000, "{bytes}");
             seen.extend(events.iter().map(|event| event.revision.main));
             shard.fetched(chunk.target.handle, upto, true);
         }

@@ -166,3 +166,35 @@ async fn progress_moves_the_point_from_which_a_watch_resumes() {
     client.put(Put::new("watched", "x")).await.unwrap();
     assert_eq!(revisions_until(&mut watcher, 7).await, [7]);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_watcher_sees_every_revision_in_order_while_many_write() {
+    const WRITERS: usize = 16;
+    const WRITES: usize = 40;
+    const WATCHERS: usize = 20;
+    let server = server();
+    let client = server.client().await.unwrap();
+    let mut watchers = Vec::new();
+    let last = i64::try_from(WRITERS * WRITES).unwrap() + 1;
+    for _ in 0..WATCHERS {
+        let mut watcher = client.watch(Watch::all()).await.unwrap();
+        let seen = async move { revisions_until(&mut watcher, last).await };
+        watchers.push(tokio::spawn(seen));
+    }
+    let mut writers = Vec::new();
+    for writer in 0..WRITERS {
+        let client = client.clone();
+        writers.push(tokio::spawn(async move {
+            for number in 0..WRITES {
+                let key = format!("{writer}/{number}");
+                client.put(Put::new(key, "x")).await.unwrap();
+            }
+        }));
+    }
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    for watcher in watchers {
+        assert_eq!(watcher.await.unwrap(), (2..=last).collect::<Vec<_>>());
+    }
+}

@@ -151,6 +151,7 @@ fn options() -> OpenOptions {
         bolt: OpenOptions::bolt(),
         quota: Quota::new(-1),
         lease_ttl_min: 2,
+        lease_checkpoints: false,
     }
 }
 

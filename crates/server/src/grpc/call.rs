@@ -250,6 +250,7 @@ impl Call {
         self.state.node.order(order, Some(awaited.ticket()))?;
         match awaited.await {
             Reply::Refused(error) => Err(error.into()),
+            Reply::Failed(reason) => Err(Status::new(Code::Unknown, reason)),
             reply => Ok(reply),
         }
     }

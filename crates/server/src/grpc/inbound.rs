@@ -214,7 +214,7 @@ pub(crate) fn decode<Q: Message + Default>(message: Bytes) -> Result<Q, Status> 
     })
 }
 
-/// As [`decode`], for the one message that can be nested: past a depth it is refused unseen.
+/// As [`decode`], for the one message that can be nested: past a depth it is refused.
 ///
 /// # Errors
 ///
@@ -222,10 +222,10 @@ pub(crate) fn decode<Q: Message + Default>(message: Bytes) -> Result<Q, Status> 
 pub(crate) fn decode_txn(
     message: Bytes,
 ) -> Result<keelson_proto::rpc::etcdserverpb::TxnRequest, Status> {
-    if request::txn_is_too_deep(&message) {
-        return Err(undecodable("exceeded maximum recursion depth"));
-    }
-    decode(message)
+    request::decode_txn(message).map_err(|error| match error {
+        keelson_proto::Error::TooDeep { .. } => undecodable("exceeded maximum recursion depth"),
+        _ => undecodable("cannot parse invalid wire-format data"),
+    })
 }
 
 fn undecodable(what: &str) -> Status {

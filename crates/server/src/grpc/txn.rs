@@ -76,8 +76,12 @@ async fn read(call: &Call, request: TxnRequest) -> Result<Answer, Status> {
     };
     let started = Instant::now();
     let outcome = read_here_or_there(call, &request).await?;
+    let operations = match &outcome {
+        Outcome::Txn { ops, .. } => ops.len() + request.compare.len(),
+        _ => 0,
+    };
     let answer = answer(call, request, outcome).await?;
-    call.state.metrics.range(started.elapsed());
+    call.state.metrics.read_txn(started.elapsed(), operations);
     call.still_permitted(&caller)?;
     Ok(answer)
 }

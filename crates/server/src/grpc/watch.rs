@@ -5,7 +5,7 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_core::Stream;
 use keelson_proto::ApiError;
@@ -102,6 +102,7 @@ impl WatchStream {
 
     fn handle(&self, request: WatchRequest) {
         let state = &self.call.state;
+        let begun = Instant::now();
         match request.request_union {
             Some(RequestUnion::CreateRequest(create)) => {
                 if let Err(reason) = self.create(create) {
@@ -115,6 +116,8 @@ impl WatchStream {
             Some(RequestUnion::ProgressRequest(_)) => self.stream.ask_progress(state),
             None => tracing::debug!("watch request without content was ignored"),
         }
+        let took = begun.elapsed().as_secs_f64();
+        state.metrics.watch_control.observe(took);
     }
 
     /// Makes a watcher.

@@ -1,5 +1,7 @@
 //! Families whose numbers the member keeps: read when somebody asks, and kept nowhere else.
 
+use std::time::Duration;
+
 use keelson_node::Node;
 use keelson_node::stats::{Histogram, HistogramSnapshot};
 use keelson_proto::ids::MemberId;
@@ -85,11 +87,21 @@ impl Families {
     }
 
     fn histogram(&mut self, name: &str, help: &str, labels: &[Label<'_>], from: &Histogram) {
+        self.histogram_of(name, help, labels, from.snapshot());
+    }
+
+    fn histogram_of(
+        &mut self,
+        name: &str,
+        help: &str,
+        labels: &[Label<'_>],
+        times: HistogramSnapshot,
+    ) {
         let HistogramSnapshot {
             cumulative,
             count,
             sum,
-        } = from.snapshot();
+        } = times;
         let bucket = |(bound, count): (f64, u64)| {
             let mut bucket = proto::Bucket::default();
             bucket.set_upper_bound(bound);
@@ -102,7 +114,10 @@ impl Families {
         histogram.set_bucket(cumulative.into_iter().map(bucket).collect());
         let mut metric = labelled(labels);
         metric.set_histogram(histogram);
-        self.add(name, help, MetricType::HISTOGRAM, vec![metric]);
+        match self.0.iter_mut().find(|family| family.name() == name) {
+            Some(family) => family.mut_metric().push(metric),
+            None => self.add(name, help, MetricType::HISTOGRAM, vec![metric]),
+        }
     }
 }
 
@@ -111,6 +126,7 @@ pub(crate) fn families(state: &State) -> Vec<MetricFamily> {
     let mut all = Families::default();
     server(&mut all, state);
     store(&mut all, state);
+    operations(&mut all, state);
     watches(&mut all, state);
     disk(&mut all, &state.node);
     process(&mut all);
@@ -212,18 +228,120 @@ fn server(all: &mut Families, state: &State) {
         "The total number of expired leases.",
         stats.leases_expired.get(),
     );
-    // One series for all operations: apply does not take times apart by kind.
-    let labels = [
-        ("version", "v3".to_owned()),
-        ("op", "all".to_owned()),
-        ("success", "true".to_owned()),
-    ];
-    all.histogram(
-        "etcd_server_apply_duration_seconds",
-        "The latency distributions of v2 apply called by backend.",
-        &labels,
-        &stats.apply,
+    for (op, success, times) in stats.apply.seen() {
+        let labels = [
+            ("version", "v3".to_owned()),
+            ("op", op.to_owned()),
+            ("success", success.to_string()),
+        ];
+        all.histogram_of(
+            "etcd_server_apply_duration_seconds",
+            "The latency distributions of v2 apply called by backend.",
+            &labels,
+            times,
+        );
+    }
+    for (kind, success, times) in stats.own_requests.seen() {
+        let labels = [("type", kind.to_owned()), ("success", success.to_string())];
+        all.histogram_of(
+            "etcd_server_request_duration_seconds",
+            "Response latency distributions in seconds for each type.",
+            &labels,
+            times,
+        );
+    }
+    // Without other members there is nobody to promote, and no snapshot to take in.
+    all.counter(
+        "etcd_server_learner_promote_successes",
+        "The total number of successful learner promotions while this member is leader.",
+        0,
     );
+    all.gauge(
+        "etcd_server_snapshot_apply_in_progress_total",
+        "1 if the server is applying the incoming snapshot. 0 if none.",
+        0.0,
+    );
+}
+
+/// What has been done to keys and leases.
+fn operations(all: &mut Families, state: &State) {
+    let stats = state.node.stats();
+    let metrics = &state.metrics;
+    let counters = [
+        (
+            "etcd_mvcc_put_total",
+            "Total number of puts seen by this member.",
+            stats.puts.get(),
+        ),
+        (
+            "etcd_mvcc_delete_total",
+            "Total number of deletes seen by this member.",
+            stats.deletes.get(),
+        ),
+        (
+            "etcd_mvcc_range_total",
+            "Total number of ranges seen by this member.",
+            stats.ranges.get() + metrics.ranges.get(),
+        ),
+        (
+            "etcd_mvcc_txn_total",
+            "Total number of txns seen by this member.",
+            stats.txns.get() + metrics.read_txns.get(),
+        ),
+        (
+            "etcd_debugging_lease_granted_total",
+            "The total number of granted leases.",
+            stats.leases_granted.get(),
+        ),
+        (
+            "etcd_debugging_lease_revoked_total",
+            "The total number of revoked leases.",
+            stats.leases_revoked.get(),
+        ),
+        (
+            "etcd_debugging_mvcc_db_compaction_keys_total",
+            "Total number of db keys compacted.",
+            stats.compacted_rows.get(),
+        ),
+    ];
+    for (name, help, value) in counters {
+        all.counter(name, help, value);
+    }
+    all.gauge(
+        "etcd_debugging_mvcc_total_put_size_in_bytes",
+        "The total size of put kv pairs seen by this member.",
+        float(stats.put_bytes.get()),
+    );
+    all.gauge(
+        "etcd_debugging_mvcc_db_compaction_last",
+        "The unix time of the last db compaction. Resets to 0 on start.",
+        float(stats.last_compaction.get()),
+    );
+    let histograms = [
+        (
+            "etcd_debugging_lease_ttl_total",
+            "Bucketed histogram of lease TTLs.",
+            &stats.lease_ttl,
+        ),
+        (
+            "etcd_debugging_mvcc_db_compaction_pause_duration_milliseconds",
+            "Bucketed histogram of db compaction pause duration.",
+            &stats.compaction_pause,
+        ),
+        (
+            "etcd_debugging_mvcc_db_compaction_total_duration_milliseconds",
+            "Bucketed histogram of db compaction total duration.",
+            &stats.compaction,
+        ),
+        (
+            "etcd_debugging_mvcc_index_compaction_pause_duration_milliseconds",
+            "Bucketed histogram of index compaction pause duration.",
+            &stats.index_compaction_pause,
+        ),
+    ];
+    for (name, help, from) in histograms {
+        all.histogram(name, help, &[], from);
+    }
 }
 
 fn store(all: &mut Families, state: &State) {
@@ -267,6 +385,11 @@ fn store(all: &mut Families, state: &State) {
         "Total number of keys.",
         float(shared.index().keys()),
     );
+    all.gauge(
+        "etcd_mvcc_db_open_read_transactions",
+        "The number of currently open read transactions",
+        float(shared.file_readers()),
+    );
     let sizes = shared.sizes();
     all.gauge(
         "etcd_mvcc_db_total_size_in_bytes",
@@ -304,9 +427,45 @@ fn disk(all: &mut Families, node: &Node) {
             &stats.defrag,
         ),
         (
+            "etcd_debugging_disk_backend_commit_rebalance_duration_seconds",
+            "The latency distributions of commit.rebalance called by bboltdb backend.",
+            &stats.commit_rebalance,
+        ),
+        (
+            "etcd_debugging_disk_backend_commit_spill_duration_seconds",
+            "The latency distributions of commit.spill called by bboltdb backend.",
+            &stats.commit_spill,
+        ),
+        (
+            "etcd_debugging_disk_backend_commit_write_duration_seconds",
+            "The latency distributions of commit.write called by bboltdb backend.",
+            &stats.commit_write,
+        ),
+        (
             "etcd_snap_fsync_duration_seconds",
             "The latency distributions of fsync called by snap.",
+            &stats.snap_sync,
+        ),
+        (
+            "etcd_debugging_snap_save_marshalling_duration_seconds",
+            "The marshalling cost distributions of save called by snapshot.",
+            &stats.snap_encode,
+        ),
+        (
+            "etcd_debugging_snap_save_total_duration_seconds",
+            "The total latency distributions of save called by snapshot.",
             &stats.snap_save,
+        ),
+        // Databases come from other members only.
+        (
+            "etcd_snap_db_fsync_duration_seconds",
+            "The latency distributions of fsyncing .snap.db file",
+            &Histogram::new(Duration::from_millis(1), 14),
+        ),
+        (
+            "etcd_snap_db_save_total_duration_seconds",
+            "The total latency distributions of v3 snapshot save",
+            &Histogram::new(Duration::from_millis(100), 10),
         ),
     ];
     for (name, help, from) in histograms {
@@ -333,5 +492,52 @@ fn process(all: &mut Families) {
     );
     if let Some(limit) = getrlimit(Resource::Nofile).current {
         all.gauge("os_fd_limit", "The file descriptor limit.", float(limit));
+    }
+    all.gauge(
+        "process_virtual_memory_max_bytes",
+        "Maximum amount of virtual memory available in bytes.",
+        getrlimit(Resource::As)
+            .current
+            .map_or(float(u64::MAX), float),
+    );
+    let network = std::fs::read_to_string("/proc/self/net/netstat").unwrap_or_default();
+    if let Some((received, sent)) = network_bytes(&network) {
+        all.counter(
+            "process_network_receive_bytes_total",
+            "Number of bytes received by the process over the network.",
+            received,
+        );
+        all.counter(
+            "process_network_transmit_bytes_total",
+            "Number of bytes sent by the process over the network.",
+            sent,
+        );
+    }
+}
+
+/// What the process's network namespace has received and sent: `InOctets` and `OutOctets` of the
+/// lines `IpExt` of `netstat`, of which the first names and the second counts.
+fn network_bytes(netstat: &str) -> Option<(u64, u64)> {
+    let mut lines = netstat.lines().filter(|line| line.starts_with("IpExt:"));
+    let (names, numbers) = (lines.next()?, lines.next()?);
+    let number = |wanted: &str| {
+        let mut both = names.split_whitespace().zip(numbers.split_whitespace());
+        let (_, number) = both.find(|(name, _)| *name == wanted)?;
+        number.parse().ok()
+    };
+    Some((number("InOctets")?, number("OutOctets")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bytes_of_the_network_are_those_of_the_ip_lines() {
+        let netstat = "TcpExt: InOctets OutOctets\nTcpExt: 1 2\n\
+                       IpExt: InNoRoutes InOctets OutOctets\nIpExt: 0 77 88\n";
+        assert_eq!(network_bytes(netstat), Some((77, 88)));
+        assert_eq!(network_bytes("TcpExt: InOctets\nTcpExt: 1\n"), None);
+        assert_eq!(network_bytes(""), None);
     }
 }

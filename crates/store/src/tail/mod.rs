@@ -115,9 +115,13 @@ impl Tail {
     /// Takes in changed rows.
     pub(crate) fn change_rows(&mut self, changes: Vec<RowChange>) {
         for RowChange { bucket, key, value } in changes {
-            let bytes = key.len() + value.as_ref().map_or(0, Vec::len);
-            if self.rows.insert((bucket, key), value).is_none() {
-                self.row_bytes += bytes as u64;
+            let key_bytes = key.len() as u64;
+            let cost = |value: &Option<Vec<u8>>| {
+                key_bytes + value.as_ref().map_or(0, |value| value.len() as u64)
+            };
+            self.row_bytes += cost(&value);
+            if let Some(before) = self.rows.insert((bucket, key), value) {
+                self.row_bytes -= cost(&before);
             }
         }
     }
@@ -161,3 +165,20 @@ impl Tail {
 }
 
 const _: () = assert!(SLAB_BYTES as u64 <= SEGMENT_BYTES_MAX);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_costs_what_it_holds_now() {
+        let mut tail = Tail::new(2);
+        let row = |value: &[u8]| RowChange::put("auth", "key", value);
+        tail.change_rows(vec![row(b"v")]);
+        assert_eq!(tail.bytes(), 4);
+        tail.change_rows(vec![row(&[0; 1_000])]);
+        assert_eq!(tail.bytes(), 1_003);
+        tail.change_rows(vec![RowChange::delete("auth", "key")]);
+        assert_eq!(tail.bytes(), 3);
+    }
+}

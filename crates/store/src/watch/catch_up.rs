@@ -100,7 +100,7 @@ fn one_key(shared: &Arc<Shared>, job: &Job) -> Result<Fetched, Error> {
         });
     let view = shared.view();
     let mut events = Vec::with_capacity(places.len());
-    let mut missing = false;
+    let mut missing = None;
     let (mut bytes_read, mut last) = (0, 0);
     for (revision, tombstone) in places {
         if revision.main != last && bytes_read > SCAN_BYTES_MAX {
@@ -119,7 +119,7 @@ fn one_key(shared: &Arc<Shared>, job: &Job) -> Result<Fetched, Error> {
                     events.push(event);
                 }
             }
-            None => missing = true,
+            None => missing = Some(revision),
         }
     }
     let compacted = shared.compact_revision();
@@ -128,7 +128,8 @@ fn one_key(shared: &Arc<Shared>, job: &Job) -> Result<Fetched, Error> {
             revision: compacted,
         });
     }
-    if missing {
+    // A value that the very transaction compacted to replaced again may have gone meanwhile.
+    if missing.is_some_and(|revision| revision.main > compacted) {
         return Err(Error::Missing {
             what: "a record that the index names",
         });

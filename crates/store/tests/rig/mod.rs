@@ -35,6 +35,7 @@ fn options() -> OpenOptions {
         bolt: OpenOptions::bolt(),
         quota: Quota::new(-1),
         lease_ttl_min: 2,
+        lease_checkpoints: false,
     }
 }
 
