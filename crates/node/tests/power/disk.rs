@@ -54,6 +54,8 @@ struct Shutter {
     camera: Option<Camera>,
     operations: u64,
     database: MemStorage,
+    /// Names with this in them get no more space.
+    full: Option<&'static str>,
 }
 
 /// The disk. Clones are the same one.
@@ -89,11 +91,23 @@ impl Disk {
             camera,
             operations: 0,
             database: image.database,
+            full: None,
         };
         Disk {
             files: image.files,
             shutter: Arc::new(Mutex::new(shutter)),
         }
+    }
+
+    /// From now on there is no space for what has this in its name, or there is again. A write gets
+    /// half of what it needs.
+    pub(crate) fn fill(&self, names: Option<&'static str>) {
+        self.shutter.lock().unwrap().full = names;
+    }
+
+    fn is_full(&self, name: &str) -> bool {
+        let full = self.shutter.lock().unwrap().full;
+        full.is_some_and(|names| name.contains(names))
     }
 
     /// Carries out an operation that changes the disk.
@@ -171,6 +185,9 @@ impl Shutter {
 
 impl Files for Disk {
     fn create(&self, path: &Path, mode: u32) -> io::Result<Box<dyn File>> {
+        if self.is_full(&path.display().to_string()) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         let file = self.change(&format!("create {}", path.display()), || {
             self.files.create(path, mode)
         })?;
@@ -247,12 +264,20 @@ impl File for OpenFile {
     }
 
     fn write_at(&self, offset: u64, slices: &mut [IoSlice<'_>]) -> io::Result<()> {
+        if self.disk.is_full(&self.name) {
+            let half = slices.len() / 2;
+            self.file.write_at(offset, &mut slices[..half])?;
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         self.disk.change(&format!("write {}", self.name), || {
             self.file.write_at(offset, slices)
         })
     }
 
     fn allocate(&self, size: u64) -> io::Result<()> {
+        if self.disk.is_full(&self.name) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         self.disk.change(&format!("allocate {}", self.name), || {
             self.file.allocate(size)
         })
@@ -294,11 +319,18 @@ impl Storage for Engine {
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        if self.disk.is_full("/data/member/snap/db") {
+            self.storage.write_at(offset, &data[..data.len() / 2])?;
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         self.disk
             .change("write db", || self.storage.write_at(offset, data))
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
+        if self.disk.is_full("/data/member/snap/db") {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         self.disk.change("resize db", || self.storage.set_len(len))
     }
 

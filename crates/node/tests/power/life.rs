@@ -42,6 +42,8 @@ struct Desk {
     answers: Mutex<Answers>,
     arrived: Condvar,
     progress: Arc<Progress>,
+    /// Why the member cannot go on: once each time that it was told.
+    failures: Mutex<Vec<String>>,
 }
 
 impl Replies for Desk {
@@ -102,17 +104,21 @@ impl Life {
     /// Starts a member that serves.
     pub(crate) fn begin(disk: &Disk, progress: Arc<Progress>) -> Result<Life, keelson_node::Error> {
         let clock = Arc::new(JumpingClock::default());
-        let of = disk.clone();
-        let env = Env {
-            clock: clock.clone(),
-            files: Arc::new(disk.clone()),
-            database: Arc::new(move |path, options| of.open_database(path, options)),
-            ..Env::real()
-        };
         let desk = Arc::new(Desk {
             progress,
             ..Desk::default()
         });
+        let (of, told) = (disk.clone(), desk.clone());
+        let env = Env {
+            clock: clock.clone(),
+            files: Arc::new(disk.clone()),
+            database: Arc::new(move |path, options| of.open_database(path, options)),
+            failed: Arc::new(move |reason| {
+                told.failures.lock().unwrap().push(reason.to_owned());
+                told.arrived.notify_all();
+            }),
+            ..Env::real()
+        };
         let node = Node::start(config(), env, desk.clone(), desk.clone())?;
         node.wait_ready(PATIENCE)?;
         Ok(Life { node, desk, clock })
@@ -149,6 +155,40 @@ impl Life {
             Some(Reply::Durable(durable)) => durable,
             other => panic!("not durable: {other:?}"),
         }
+    }
+
+    /// Has everything brought into the file, whenever that is.
+    pub(crate) fn order_commit(&self) {
+        // A member that has failed takes no orders.
+        drop(self.node.order(Order::Commit, None));
+    }
+
+    /// Puts a step on its way, if the member still takes any, and waits for its answer or for the end.
+    /// Returns why the member has ended.
+    pub(crate) fn try_step(&self, step: usize, request: InternalRaftRequest) -> Option<String> {
+        let proposed = &self.desk.progress.proposed;
+        proposed.fetch_max(step + 1, Ordering::SeqCst);
+        let taken = self.node.propose(request, ticket(step as u32)).is_ok();
+        let answers = self.desk.answers.lock().unwrap();
+        let failed = || !self.desk.failures.lock().unwrap().is_empty();
+        let waits = |answers: &mut Answers| !failed() && (!taken || answers.steps <= step);
+        // What has failed is told without the lock of the answers: the wait looks again.
+        let mut answers = answers;
+        for _ in 0..PATIENCE.as_millis() / 10 {
+            let pause = Duration::from_millis(10);
+            let result = self.desk.arrived.wait_timeout_while(answers, pause, waits);
+            let (guard, timeout) = result.unwrap();
+            answers = guard;
+            if !timeout.timed_out() {
+                return self.desk.failures.lock().unwrap().first().cloned();
+            }
+        }
+        panic!("neither an answer to step {step} nor a failure");
+    }
+
+    /// Why it could not go on, as often as it was told.
+    pub(crate) fn failures(&self) -> Vec<String> {
+        self.desk.failures.lock().unwrap().clone()
     }
 
     /// Lets the time pass after which old files are removed.

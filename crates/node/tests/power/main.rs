@@ -179,3 +179,46 @@ fn a_power_cut_at_any_moment_takes_nothing_that_was_acknowledged() {
         assert!(cut, "no power cut at {rare}");
     }
 }
+
+/// Runs a script until the member ends because there is no space for some files, and again on the
+/// same disk when there is.
+fn run_full(script: &Script, names: &'static str) {
+    let disk = Disk::new(Image::empty(), None);
+    let progress = Arc::new(Progress::default());
+    let life = Life::begin(&disk, progress.clone()).unwrap();
+    script.run(&life, 0, 20, &mut Random(5));
+    disk.fill(Some(names));
+    let reason = (20..script.steps.len()).find_map(|step| {
+        let reason = life.try_step(step, script.steps[step].clone());
+        life.order_commit();
+        reason
+    });
+    let reason = reason.unwrap_or_else(|| panic!("{names}: nobody noticed"));
+    assert!(reason.contains("no storage space"), "{names}: {reason}");
+    let acknowledged = progress.acknowledged.load(Ordering::SeqCst);
+    assert!(acknowledged >= 20, "{names}: {acknowledged}");
+    assert_eq!(life.failures().len(), 1, "{names}: it is told once");
+    life.end();
+    // As long as there is no space there is an error, or a member that serves.
+    if let Ok(life) = Life::begin(&disk, progress.clone()) {
+        life.end();
+    }
+    disk.fill(None);
+    let life = Life::begin(&disk, progress.clone()).unwrap();
+    let state = life.state();
+    let proposed = progress.proposed.load(Ordering::SeqCst);
+    let found = (acknowledged..=proposed).find(|steps| script.states[*steps] == state);
+    let found = found.unwrap_or_else(|| panic!("{names}: {acknowledged}..={proposed}: {state:?}"));
+    script.run(&life, found, script.steps.len(), &mut Random(6));
+    assert_eq!(Some(&life.state()), script.states.last(), "{names}");
+    assert_eq!(keelson_bolt::check(&life.commit().read), [], "{names}");
+    life.end();
+}
+
+#[test]
+fn a_full_disk_ends_the_member_with_one_reason_and_takes_nothing_that_was_acknowledged() {
+    let script = Script::new(3, 80);
+    for names in ["/wal/", "/snap/db", ".snap", "/data"] {
+        run_full(&script, names);
+    }
+}
