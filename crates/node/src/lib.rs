@@ -30,7 +30,7 @@ pub mod stats;
 mod ticket;
 
 pub use config::{AutoCompaction, Config};
-pub use env::{Clock, Env, Failed, Random, SystemClock};
+pub use env::{Clock, Env, Failed, OpenDatabase, Random, SystemClock};
 pub use error::Error;
 pub use node::{Depths, Node, Order, Status};
 pub use peers::{NoPeers, Peers};
