@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use keelson_proto::ApiError;
-use keelson_proto::entry::{ConfState, Entry, EntryKind};
+use keelson_proto::entry::{Entry, EntryKind};
 use keelson_proto::ids::{LogIndex, Term};
 use keelson_store::{Answer, Effect, Outcome, Slice, Store};
 
@@ -19,6 +19,7 @@ use crate::duty::DutyEvent;
 use crate::links::Links;
 use crate::mailbox::{Refused, Taken};
 use crate::ticket::{Asker, Outbox, Reply, Waiter};
+use crate::versions::{self, Versions};
 use crate::{Error, Ticket, budget, duty, peek};
 
 /// How long a compaction waits for a reader before it looks again.
@@ -72,6 +73,10 @@ pub(crate) struct Applier {
     snapshot: LogIndex,
     snapshot_now: bool,
     slice: SliceState,
+    /// Since when readers hold a compaction back.
+    held_since: Option<Duration>,
+    /// The versions that were told last.
+    versions: Option<Versions>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,7 +96,9 @@ impl Applier {
         let (applied, term) = store.applied();
         links.gate.set_applied_term(term);
         let compacting = store.is_compacting();
+        let versions = versions::tell(&links, None);
         Applier {
+            versions,
             links,
             replay_to,
             outbox: Outbox::default(),
@@ -114,6 +121,7 @@ impl Applier {
             } else {
                 SliceState::Idle
             },
+            held_since: None,
             store,
         }
     }
@@ -244,6 +252,9 @@ impl Applier {
             self.physical.started += 1;
             self.slice = SliceState::More;
         }
+        if matches!(applied.outcome, Outcome::Cluster) {
+            self.versions = versions::tell(&self.links, self.versions.take());
+        }
         if let Some(waiter) = waiter {
             self.answer(waiter, applied.outcome, raises_alarm);
         }
@@ -282,7 +293,7 @@ impl Applier {
                 "failed to apply request"
             );
         }
-        if took > slow {
+        if took > slow && entry.kind == EntryKind::Normal && !entry.data.is_empty() {
             self.links.stats.slow_applies.add(1);
             tracing::warn!(
                 took = ?took,
@@ -298,7 +309,7 @@ impl Applier {
 
     fn carry_out_effect(&mut self, effect: Effect, entry: &Entry) -> Result<(), Error> {
         match effect {
-            Effect::ConfChange { change, conf_state } => self.conf_change(change, &conf_state),
+            Effect::ConfChange { change, .. } => self.conf_change(change),
             Effect::RaiseNoSpace => self.raise_no_space(entry.index),
             Effect::Commit => self.seal_now = true,
             Effect::ForceSnapshot => {
@@ -315,15 +326,17 @@ impl Applier {
         Ok(())
     }
 
-    fn conf_change(&self, change: keelson_proto::entry::ConfChange, conf_state: &ConfState) {
-        tracing::info!(
-            "local-member-id" = %self.links.identity.member,
-            "changed-member-id" = %change.member,
-            change = ?change.kind,
-            voters = ?conf_state.voters,
-            learners = ?conf_state.learners,
-            "applied a configuration change"
-        );
+    fn conf_change(&self, change: keelson_proto::entry::ConfChange) {
+        if let Some(member) = self.store.members().member(change.member) {
+            tracing::info!(
+                "cluster-id" = %self.links.identity.cluster,
+                "local-member-id" = %self.links.identity.member,
+                "added-peer-id" = %member.id,
+                "added-peer-peer-urls:json" = format!("{:?}", member.peer_urls),
+                "added-peer-is-learner" = member.is_learner,
+                "added member"
+            );
+        }
         drop(
             self.links
                 .consensus
@@ -486,6 +499,9 @@ impl Applier {
         }
         let begun = self.now();
         let slice = self.store.compact_slice();
+        if !matches!(slice, Slice::Held) {
+            self.held_since = None;
+        }
         if matches!(slice, Slice::More | Slice::Pruned(_)) {
             let took = self.now().saturating_sub(begun);
             self.links.stats.index_compaction_pause.observe(took);
@@ -493,7 +509,7 @@ impl Applier {
         self.slice = match slice {
             Slice::Idle => SliceState::Idle,
             Slice::More => SliceState::More,
-            Slice::Held => SliceState::Held,
+            Slice::Held => self.held(),
             Slice::Pruned(job) => {
                 drop(
                     self.links
@@ -503,6 +519,23 @@ impl Applier {
                 SliceState::More
             }
         };
+    }
+
+    /// Waits for readers, but not for ever: one that never takes its answer must not keep history.
+    fn held(&mut self) -> SliceState {
+        let now = self.now();
+        let since = *self.held_since.get_or_insert(now);
+        if now.saturating_sub(since) < self.links.config.reader_patience {
+            return SliceState::Held;
+        }
+        let readers = self.store.break_pins();
+        self.held_since = None;
+        tracing::warn!(
+            readers,
+            waited = ?self.links.config.reader_patience,
+            "compaction goes on past slow readers; their answers are cut off"
+        );
+        SliceState::More
     }
 
     /// Answers what nobody will answer any more.
