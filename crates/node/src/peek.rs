@@ -48,7 +48,8 @@ pub(crate) fn operation(entry: &Entry) -> usize {
     let unknown = OPERATIONS.len() - 1;
     let mut data: &[u8] = &entry.data;
     while let Some((number, _)) = next_field(&mut data) {
-        if let Ok(place) = OPERATIONS[..unknown].binary_search_by_key(&number, |(field, _)| *field) {
+        if let Ok(place) = OPERATIONS[..unknown].binary_search_by_key(&number, |(field, _)| *field)
+        {
             return place;
         }
     }

@@ -109,10 +109,10 @@ fn stats(call: &Answered<'_>) -> Stats {
         }
         Method::DeleteRange => {
             stats.request_count = 0;
-            stats.content = DeleteRangeRequest::decode(request.clone())
-                .map_or_else(|_| String::new(), |request| {
-                    keys_text(&request.key, &request.range_end)
-                });
+            stats.content = DeleteRangeRequest::decode(request.clone()).map_or_else(
+                |_| String::new(),
+                |request| keys_text(&request.key, &request.range_end),
+            );
             stats.response_count =
                 DeleteRangeResponse::decode(answer).map_or(-1, |answer| answer.deleted);
         }

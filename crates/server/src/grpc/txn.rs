@@ -85,7 +85,13 @@ async fn read(call: &Call, request: TxnRequest) -> Result<Answer, Status> {
     let answer = answer(call, request, outcome).await?;
     let took = started.elapsed();
     call.state.metrics.read_txn(took, operations);
-    slow::tell_read(&call.state, took, "read-only txn ", || counts.text(), String::new);
+    slow::tell_read(
+        &call.state,
+        took,
+        "read-only txn ",
+        || counts.text(),
+        String::new,
+    );
     call.still_permitted(&caller)?;
     Ok(answer)
 }

@@ -496,7 +496,9 @@ fn process(all: &mut Families) {
     all.gauge(
         "process_virtual_memory_max_bytes",
         "Maximum amount of virtual memory available in bytes.",
-        getrlimit(Resource::As).current.map_or(float(u64::MAX), float),
+        getrlimit(Resource::As)
+            .current
+            .map_or(float(u64::MAX), float),
     );
     let network = std::fs::read_to_string("/proc/self/net/netstat").unwrap_or_default();
     if let Some((received, sent)) = network_bytes(&network) {
