@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use keelson_proto::ApiError;
 use keelson_proto::entry::ConfChangeKind;
-use keelson_proto::ids::RequestId;
+use keelson_proto::ids::{MemberId, RequestId, Term};
 
 use crate::apply::ApplyRequest;
 use crate::core::{Core, Input, Outputs};

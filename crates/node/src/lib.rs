@@ -32,7 +32,7 @@ mod ticket;
 mod versions;
 
 pub use config::{AutoCompaction, Config};
-pub use env::{Clock, Env, Failed, Random, SystemClock};
+pub use env::{Clock, Env, Failed, OpenDatabase, Random, SystemClock};
 pub use error::Error;
 pub use human::HumanBytes;
 pub use node::{Depths, Node, Order, Status};
