@@ -51,7 +51,7 @@ async fn every_line_is_an_object_and_none_is_an_error() {
             .unwrap();
     }
     client.get(Get::prefix("k")).await.unwrap();
-    client.compact(10).await.unwrap();
+    client.compact(10, true).await.unwrap();
     client.defragment().await.unwrap();
     let watcher = client.watch(Watch::prefix("k")).await.unwrap();
     let begun = Instant::now();
