@@ -294,6 +294,8 @@ fn connection_builder(limits: Limits) -> auto::Builder<TokioExecutor> {
     builder
         .http1()
         .timer(TokioTimer::new())
+        // As Go writes them; some scripts compare.
+        .title_case_headers(true)
         .header_read_timeout(HEAD_TIMEOUT);
     builder
 }

@@ -40,7 +40,11 @@ async fn read(call: &Call, request: &RangeRequest) -> Result<Answer, Status> {
     let plan = planned(call, request).await?;
     let mut assembly = Assembly::default();
     assembly.push(header(&call.header(plan.revision)));
-    let keys = plan.count;
+    let keys = match u64::try_from(request.limit) {
+        _ if request.count_only => 0,
+        Ok(limit @ 1..) => plan.count.min(limit),
+        _ => plan.count,
+    };
     assembly.push_rows(call.shared(), plan);
     let answer = assembly.answer(&call.state.pool)?;
     let took = started.elapsed();
