@@ -9,6 +9,7 @@
 //! The order of checks is etcd's (api.md 2.1): the message is decoded, then [`Call::admit`] looks at
 //! the call as such, then the handler at the request.
 
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -84,7 +85,12 @@ pub(crate) async fn serve(
             let timeout = parts.headers.get(GRPC_TIMEOUT).map(parse_timeout);
             let call = Call::new(Arc::clone(state), origin, method, parts.headers);
             match timeout.transpose() {
-                Ok(timeout) => within(timeout, route(call, inbound, &mut seen)).await,
+                Ok(timeout) => {
+                    // Pinned here and borrowed below: handed on by value it would be here twice, and
+                    // every call is moved as a whole into its task.
+                    let answer = pin!(route(call, inbound, &mut seen));
+                    within(timeout, answer).await
+                }
                 Err(status) => Err(status),
             }
         }
@@ -120,7 +126,7 @@ pub(crate) async fn serve(
 /// Gives a call no more time than its client does.
 async fn within(
     timeout: Option<Duration>,
-    answer: impl Future<Output = Result<Answer, Status>>,
+    answer: Pin<&mut impl Future<Output = Result<Answer, Status>>>,
 ) -> Result<Answer, Status> {
     match timeout {
         None => answer.await,
@@ -211,7 +217,7 @@ async fn route(
             *seen = Some(message.clone());
             let request = inbound::decode_txn(message)?;
             call.admit(false)?;
-            txn::txn(&call, request).await
+            Box::pin(txn::txn(&call, request)).await
         }
         // Boxed, so that the calls above do not carry the size of the largest of all others.
         _ => Box::pin(route_rare(call, inbound, seen)).await,

@@ -502,13 +502,13 @@ impl CallMeter {
 
     /// A whole message goes out.
     pub(crate) fn sent(&self, bytes: usize) {
-        self.sent_message();
+        self.sent_messages(1);
         self.sent_bytes(bytes);
     }
 
-    /// A message begins to go out.
-    pub(crate) fn sent_message(&self) {
-        self.metrics.methods.meters(self.method).sent.inc();
+    /// So many messages begin to go out.
+    pub(crate) fn sent_messages(&self, count: u64) {
+        self.metrics.methods.meters(self.method).sent.inc_by(count);
     }
 
     /// Bytes of a message go out.

@@ -29,6 +29,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::grpc::splice::Body;
+use gather::Gather;
+
+mod gather;
 
 /// Flow-control window of a stream, in bytes: how much a client may send before we have read it.
 const STREAM_WINDOW: u32 = 1 << 20;
@@ -395,7 +398,7 @@ async fn serve_connection<H: Handle>(
         let handler = Arc::clone(&handler);
         async move { Ok::<_, Infallible>(handler.handle(origin, request).await) }
     });
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(Gather::new(stream)), service));
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         () = draining.cancelled() => {

@@ -12,18 +12,22 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::Instant;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use keelson_store::watch::{
     Chunk, Fetched, Flow, Handle, Shard, Spec, State as ShardState, StreamId, Target, fetch,
 };
 use keelson_store::{EventRange, EventRecord};
 use tokio::sync::Notify;
 
+use crate::grpc::splice;
 use crate::grpc::watch_response::{self as response, Flags};
 use crate::state::State;
 
 /// Bytes that may wait to be sent on one stream; its watchers lag beyond that.
 const STREAM_BYTES_MAX: usize = 1 << 20;
+
+/// Responses are packed up to so many bytes: what most clients take in one frame.
+const PIECE: usize = 16 << 10;
 
 /// Watchers that one fetch feeds.
 const JOBS_MAX: usize = 64;
@@ -106,6 +110,49 @@ impl Stream {
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
+    }
+
+    /// Takes out the next response, with those behind it as far as they fit into one piece: a frame
+    /// of HTTP/2 costs more than a small response. What a watcher got that has ended is left out.
+    fn pack(&mut self) -> Option<splice::Chunk> {
+        let first = self.pop()?;
+        let mut packed = BytesMut::new();
+        let mut messages = 1;
+        while let Some(next) = self.queue.front()
+            && first.len().max(packed.len()) + next.bytes.len() <= PIECE
+        {
+            if packed.is_empty() {
+                packed.reserve(PIECE.min(first.len() + self.queued_bytes));
+                packed.extend_from_slice(&first);
+            }
+            if let Some(next) = self.pop_next() {
+                packed.extend_from_slice(&next);
+                messages += 1;
+            }
+        }
+        let bytes = if packed.is_empty() {
+            first
+        } else {
+            packed.freeze()
+        };
+        Some(splice::Chunk::packed(bytes, messages))
+    }
+
+    fn pop(&mut self) -> Option<Bytes> {
+        while !self.queue.is_empty() {
+            if let Some(bytes) = self.pop_next() {
+                return Some(bytes);
+            }
+        }
+        None
+    }
+
+    /// Takes out the next response; nothing where its watcher has ended, or where there is none.
+    fn pop_next(&mut self) -> Option<Bytes> {
+        let Queued { bytes, events_of } = self.queue.pop_front()?;
+        self.queued_bytes -= bytes.len();
+        let ended = events_of.is_some_and(|id| !self.watches.contains_key(&id));
+        (!ended).then_some(bytes)
     }
 }
 
@@ -505,30 +552,25 @@ impl StreamHandle {
             .is_some_and(Stream::is_full)
     }
 
-    /// The next response; `None` if the stream was broken.
-    pub(crate) fn poll_next(&self, waker: &Waker) -> Poll<Option<Bytes>> {
+    /// The next responses; `None` if the stream was broken.
+    pub(crate) fn poll_next(&self, waker: &Waker) -> Poll<Option<splice::Chunk>> {
         let mut core = self.core();
         let Core { shard, streams, .. } = &mut *core;
         let Some(stream) = streams.get_mut(&self.id) else {
             return Poll::Ready(None);
         };
-        while let Some(next) = stream.queue.pop_front() {
-            stream.queued_bytes -= next.bytes.len();
-            let dropped = next
-                .events_of
-                .is_some_and(|id| !stream.watches.contains_key(&id));
-            if stream.queued_bytes <= STREAM_BYTES_MAX / 2 && !stream.blocked.is_empty() {
-                for handle in std::mem::take(&mut stream.blocked) {
-                    shard.resume(handle);
-                }
-                self.wake_task();
+        let packed = stream.pack();
+        if stream.queued_bytes <= STREAM_BYTES_MAX / 2 && !stream.blocked.is_empty() {
+            for handle in std::mem::take(&mut stream.blocked) {
+                shard.resume(handle);
             }
-            if !dropped {
-                return Poll::Ready(Some(next.bytes));
-            }
+            self.wake_task();
         }
-        stream.waker = Some(waker.clone());
-        Poll::Pending
+        if packed.is_none() {
+            stream.waker = Some(waker.clone());
+            return Poll::Pending;
+        }
+        Poll::Ready(packed)
     }
 }
 

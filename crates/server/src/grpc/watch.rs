@@ -72,7 +72,7 @@ impl Stream for WatchStream {
             return Poll::Ready(Some(Err(status.into())));
         }
         match this.stream.poll_next(cx.waker()) {
-            Poll::Ready(Some(bytes)) => Poll::Ready(Some(Ok(Chunk::first(bytes)))),
+            Poll::Ready(Some(chunk)) => Poll::Ready(Some(Ok(chunk))),
             Poll::Ready(None) => {
                 let reason = "keelson: history could not be read";
                 let status = Status::new(keelson_proto::Code::Internal, reason);
