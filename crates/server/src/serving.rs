@@ -32,6 +32,11 @@ use crate::grpc::splice::Body;
 /// Flow-control windows, in bytes: how much a client may send before we have read it.
 const WINDOW: u32 = 1 << 20;
 
+/// The same for all streams of a connection. Half of it is what the many small messages of a
+/// connection may cost until they are read, at up to 256 each: beyond that h2 ends the connection.
+/// Ten thousand watches that are made at once are no attack.
+const CONNECTION_WINDOW: u32 = 16 << 20;
+
 /// Largest HTTP/2 frame that clients may send, in bytes.
 const FRAME_MAX: u32 = 64 << 10;
 
@@ -274,7 +279,7 @@ fn connection_builder(limits: Limits) -> auto::Builder<TokioExecutor> {
         .timer(TokioTimer::new())
         .max_concurrent_streams(streams)
         .initial_stream_window_size(WINDOW)
-        .initial_connection_window_size(WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .adaptive_window(false)
         .max_frame_size(FRAME_MAX)
         .max_send_buf_size(SEND_BUFFER)

@@ -14,7 +14,8 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use keelson_store::watch::{
-    Chunk, Fetched, Flow, Handle, Shard, Spec, State as ShardState, StreamId, Target, fetch,
+    Chunk, FETCH_BYTES, Fetched, Flow, Handle, Shard, Spec, State as ShardState, StreamId, Target,
+    fetch,
 };
 use keelson_store::{EventRange, EventRecord};
 use tokio::sync::Notify;
@@ -25,8 +26,17 @@ use crate::state::State;
 /// Bytes that may wait to be sent on one stream; its watchers lag beyond that.
 const STREAM_BYTES_MAX: usize = 1 << 20;
 
+/// Bytes that are handed to HTTP/2 at once: what is handed over is no longer counted here.
+const PIECE: usize = 64 << 10;
+
 /// Watchers that one fetch feeds.
 const JOBS_MAX: usize = 64;
+
+/// Bytes that may wait to be sent on all streams of a thread before fetches become small.
+const HUB_BYTES: usize = 32 << 20;
+
+/// Bytes that a fetch reads then.
+const SMALL_FETCH_BYTES: usize = 256 << 10;
 
 /// What one fetch is said to cost the reader pool, in bytes.
 const FETCH_COST: u64 = 4 << 20;
@@ -93,6 +103,17 @@ struct Queued {
     bytes: Bytes,
     /// The watcher whose events these are: they are dropped with it.
     events_of: Option<i64>,
+    /// Whether a part of it is on its way: then the rest must follow.
+    begun: bool,
+}
+
+/// A part of a response.
+pub(crate) struct Piece {
+    pub(crate) bytes: Bytes,
+    /// Whether a response begins with it.
+    pub(crate) first: bool,
+    /// Whether a response ends with it.
+    pub(crate) last: bool,
 }
 
 impl Stream {
@@ -102,7 +123,11 @@ impl Stream {
 
     fn push(&mut self, bytes: Bytes, events_of: Option<i64>) {
         self.queued_bytes += bytes.len();
-        self.queue.push_back(Queued { bytes, events_of });
+        self.queue.push_back(Queued {
+            bytes,
+            events_of,
+            begun: false,
+        });
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
@@ -161,9 +186,10 @@ impl Watching {
             hub.take_batches(state);
             while let Some(jobs) = hub.jobs() {
                 let shared = Arc::clone(state.shared());
+                let bytes_max = hub.fetch_bytes();
                 let fetched = state
                     .pool
-                    .run(FETCH_COST, move || fetch(&shared, jobs))
+                    .run(FETCH_COST, move || fetch(&shared, jobs, bytes_max))
                     .await;
                 match fetched {
                     Ok(Ok(chunks)) => hub.feed(state, chunks),
@@ -227,6 +253,18 @@ impl Hub {
         }
     }
 
+    /// How much to fetch at once: little while many streams are slow, since each of them holds what was
+    /// fetched for it.
+    fn fetch_bytes(&self) -> usize {
+        let core = lock(&self.core);
+        let queued: usize = core.streams.values().map(|it| it.queued_bytes).sum();
+        if queued < HUB_BYTES {
+            FETCH_BYTES
+        } else {
+            SMALL_FETCH_BYTES
+        }
+    }
+
     /// What to fetch next; watchers whose stream is full wait until it is not.
     fn jobs(&self) -> Option<Vec<keelson_store::watch::Job>> {
         let mut core = lock(&self.core);
@@ -261,6 +299,12 @@ impl Hub {
                 continue;
             };
             if watch.handle != target.handle {
+                continue;
+            }
+            if stream.is_full() {
+                // Others of its watchers were quicker: it is fetched again when there is room.
+                shard.block(target.handle);
+                stream.blocked.push(target.handle);
                 continue;
             }
             match fetched {
@@ -505,18 +549,26 @@ impl StreamHandle {
             .is_some_and(Stream::is_full)
     }
 
-    /// The next response; `None` if the stream was broken.
-    pub(crate) fn poll_next(&self, waker: &Waker) -> Poll<Option<Bytes>> {
+    /// The next part of a response; `None` if the stream was broken.
+    pub(crate) fn poll_next(&self, waker: &Waker) -> Poll<Option<Piece>> {
         let mut core = self.core();
         let Core { shard, streams, .. } = &mut *core;
         let Some(stream) = streams.get_mut(&self.id) else {
             return Poll::Ready(None);
         };
-        while let Some(next) = stream.queue.pop_front() {
-            stream.queued_bytes -= next.bytes.len();
-            let dropped = next
-                .events_of
-                .is_some_and(|id| !stream.watches.contains_key(&id));
+        while let Some(next) = stream.queue.front_mut() {
+            let ended = |id| !stream.watches.contains_key(&id);
+            let dropped = !next.begun && next.events_of.is_some_and(ended);
+            let most = if dropped { usize::MAX } else { PIECE };
+            let piece = Piece {
+                first: !std::mem::replace(&mut next.begun, true),
+                last: next.bytes.len() <= most,
+                bytes: next.bytes.split_to(next.bytes.len().min(most)),
+            };
+            if piece.last {
+                stream.queue.pop_front();
+            }
+            stream.queued_bytes -= piece.bytes.len();
             if stream.queued_bytes <= STREAM_BYTES_MAX / 2 && !stream.blocked.is_empty() {
                 for handle in std::mem::take(&mut stream.blocked) {
                     shard.resume(handle);
@@ -524,7 +576,7 @@ impl StreamHandle {
                 self.wake_task();
             }
             if !dropped {
-                return Poll::Ready(Some(next.bytes));
+                return Poll::Ready(Some(piece));
             }
         }
         stream.waker = Some(waker.clone());
@@ -556,4 +608,42 @@ impl Drop for StreamHandle {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Nothing in here panics while it holds a lock but for a broken invariant, which ends the member.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_response_leaves_in_pieces_and_counts_until_the_last_of_them() {
+        let watching = Arc::new(Watching::new(1));
+        let stream = StreamHandle::open(&watching, 0);
+        let long: Vec<u8> = (0..STREAM_BYTES_MAX + PIECE / 2)
+            .map(|at| (at % 251) as u8)
+            .collect();
+        stream.send(Bytes::from(long.clone()));
+        stream.send(Bytes::from_static(b"short"));
+        assert!(stream.is_full());
+        let mut received = Vec::new();
+        let mut last = false;
+        while !last {
+            let Poll::Ready(Some(piece)) = stream.poll_next(Waker::noop()) else {
+                panic!("a piece is there");
+            };
+            assert!(piece.bytes.len() <= PIECE);
+            assert_eq!(piece.first, received.is_empty());
+            assert!(!stream.is_full() || received.len() < PIECE);
+            received.extend_from_slice(&piece.bytes);
+            last = piece.last;
+        }
+        assert_eq!(received, long);
+        let Poll::Ready(Some(piece)) = stream.poll_next(Waker::noop()) else {
+            panic!("the next response is there");
+        };
+        assert_eq!(
+            (&piece.bytes[..], piece.first, piece.last),
+            (&b"short"[..], true, true)
+        );
+        assert!(stream.poll_next(Waker::noop()).is_pending());
+    }
 }
