@@ -36,10 +36,11 @@ mod gather;
 /// Flow-control window of a stream, in bytes: how much a client may send before we have read it.
 const STREAM_WINDOW: u32 = 1 << 20;
 
-/// Flow-control window of a connection. Larger, so that a stream which nobody reads does not hold up
-/// the others; and h2 ends connections with many small unread frames, past half of this, which must
-/// have room for a client that keeps ten thousand leases alive at once.
-const CONNECTION_WINDOW: u32 = 8 << 20;
+/// The same for all streams of a connection: larger, so that a stream which nobody reads does not hold
+/// up the others. Half of it is what the many small messages of a
+/// connection may cost until they are read, at up to 256 each: beyond that h2 ends the connection.
+/// Ten thousand watches that are made at once are no attack.
+const CONNECTION_WINDOW: u32 = 16 << 20;
 
 /// Largest HTTP/2 frame that clients may send, in bytes.
 const FRAME_MAX: u32 = 64 << 10;

@@ -14,7 +14,8 @@ use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use keelson_store::watch::{
-    Chunk, Fetched, Flow, Handle, Shard, Spec, State as ShardState, StreamId, Target, fetch,
+    Chunk, FETCH_BYTES, Fetched, Flow, Handle, Shard, Spec, State as ShardState, StreamId, Target,
+    fetch,
 };
 use keelson_store::{EventRange, EventRecord};
 use tokio::sync::Notify;
@@ -26,11 +27,20 @@ use crate::state::State;
 /// Bytes that may wait to be sent on one stream; its watchers lag beyond that.
 const STREAM_BYTES_MAX: usize = 1 << 20;
 
-/// Responses are packed up to so many bytes: what most clients take in one frame.
-const PIECE: usize = 16 << 10;
+/// Small responses are packed up to so many bytes: what most clients take in one frame.
+const PACK: usize = 16 << 10;
+
+/// Bytes that are handed to HTTP/2 at once: what is handed over is no longer counted here.
+const PIECE: usize = 64 << 10;
 
 /// Watchers that one fetch feeds.
 const JOBS_MAX: usize = 64;
+
+/// Bytes that may wait to be sent on all streams of a thread before fetches become small.
+const HUB_BYTES: usize = 32 << 20;
+
+/// Bytes that a fetch reads then.
+const SMALL_FETCH_BYTES: usize = 256 << 10;
 
 /// What one fetch is said to cost the reader pool, in bytes.
 const FETCH_COST: u64 = 4 << 20;
@@ -97,6 +107,15 @@ struct Queued {
     bytes: Bytes,
     /// The watcher whose events these are: they are dropped with it.
     events_of: Option<i64>,
+    /// Whether a part of it is on its way: then the rest must follow.
+    begun: bool,
+}
+
+/// What is handed to HTTP/2 at once: a part of a response, or several whole ones.
+pub(crate) struct Piece {
+    pub(crate) chunk: splice::Chunk,
+    /// Whether a response ends with it.
+    pub(crate) last: bool,
 }
 
 impl Stream {
@@ -106,23 +125,57 @@ impl Stream {
 
     fn push(&mut self, bytes: Bytes, events_of: Option<i64>) {
         self.queued_bytes += bytes.len();
-        self.queue.push_back(Queued { bytes, events_of });
+        self.queue.push_back(Queued {
+            bytes,
+            events_of,
+            begun: false,
+        });
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
     }
 
-    /// Takes out the next response, with those behind it as far as they fit into one piece: a frame
+    /// Takes out what is to be sent next: a part of a response that is too long to be handed over at
+    /// once, or whole responses.
+    fn next_piece(&mut self) -> Option<Piece> {
+        while let Some(next) = self.queue.front_mut() {
+            let ended = |id| !self.watches.contains_key(&id);
+            if !next.begun && next.events_of.is_some_and(ended) {
+                drop(self.pop_next());
+                continue;
+            }
+            if !next.begun && next.bytes.len() <= PIECE {
+                let chunk = self.pack()?;
+                return Some(Piece { chunk, last: true });
+            }
+            let first = !std::mem::replace(&mut next.begun, true);
+            let last = next.bytes.len() <= PIECE;
+            let part = next.bytes.split_to(next.bytes.len().min(PIECE));
+            self.queued_bytes -= part.len();
+            if last {
+                self.queue.pop_front();
+            }
+            let chunk = if first {
+                splice::Chunk::first(part)
+            } else {
+                splice::Chunk::further(part)
+            };
+            return Some(Piece { chunk, last });
+        }
+        None
+    }
+
+    /// Takes out the next response, with those behind it as far as they fit into one frame: a frame
     /// of HTTP/2 costs more than a small response. What a watcher got that has ended is left out.
     fn pack(&mut self) -> Option<splice::Chunk> {
         let first = self.pop()?;
         let mut packed = BytesMut::new();
         let mut messages = 1;
         while let Some(next) = self.queue.front()
-            && first.len().max(packed.len()) + next.bytes.len() <= PIECE
+            && first.len().max(packed.len()) + next.bytes.len() <= PACK
         {
             if packed.is_empty() {
-                packed.reserve(PIECE.min(first.len() + self.queued_bytes));
+                packed.reserve(PACK.min(first.len() + self.queued_bytes));
                 packed.extend_from_slice(&first);
             }
             if let Some(next) = self.pop_next() {
@@ -149,7 +202,9 @@ impl Stream {
 
     /// Takes out the next response; nothing where its watcher has ended, or where there is none.
     fn pop_next(&mut self) -> Option<Bytes> {
-        let Queued { bytes, events_of } = self.queue.pop_front()?;
+        let Queued {
+            bytes, events_of, ..
+        } = self.queue.pop_front()?;
         self.queued_bytes -= bytes.len();
         let ended = events_of.is_some_and(|id| !self.watches.contains_key(&id));
         (!ended).then_some(bytes)
@@ -208,9 +263,10 @@ impl Watching {
             hub.take_batches(state);
             while let Some(jobs) = hub.jobs() {
                 let shared = Arc::clone(state.shared());
+                let bytes_max = hub.fetch_bytes();
                 let fetched = state
                     .pool
-                    .run(FETCH_COST, move || fetch(&shared, jobs))
+                    .run(FETCH_COST, move || fetch(&shared, jobs, bytes_max))
                     .await;
                 match fetched {
                     Ok(Ok(chunks)) => hub.feed(state, chunks),
@@ -274,6 +330,18 @@ impl Hub {
         }
     }
 
+    /// How much to fetch at once: little while many streams are slow, since each of them holds what was
+    /// fetched for it.
+    fn fetch_bytes(&self) -> usize {
+        let core = lock(&self.core);
+        let queued: usize = core.streams.values().map(|it| it.queued_bytes).sum();
+        if queued < HUB_BYTES {
+            FETCH_BYTES
+        } else {
+            SMALL_FETCH_BYTES
+        }
+    }
+
     /// What to fetch next; watchers whose stream is full wait until it is not.
     fn jobs(&self) -> Option<Vec<keelson_store::watch::Job>> {
         let mut core = lock(&self.core);
@@ -308,6 +376,12 @@ impl Hub {
                 continue;
             };
             if watch.handle != target.handle {
+                continue;
+            }
+            if stream.is_full() {
+                // Others of its watchers were quicker: it is fetched again when there is room.
+                shard.block(target.handle);
+                stream.blocked.push(target.handle);
                 continue;
             }
             match fetched {
@@ -552,25 +626,25 @@ impl StreamHandle {
             .is_some_and(Stream::is_full)
     }
 
-    /// The next responses; `None` if the stream was broken.
-    pub(crate) fn poll_next(&self, waker: &Waker) -> Poll<Option<splice::Chunk>> {
+    /// The next responses, or a part of a long one; `None` if the stream was broken.
+    pub(crate) fn poll_next(&self, waker: &Waker) -> Poll<Option<Piece>> {
         let mut core = self.core();
         let Core { shard, streams, .. } = &mut *core;
         let Some(stream) = streams.get_mut(&self.id) else {
             return Poll::Ready(None);
         };
-        let packed = stream.pack();
+        let piece = stream.next_piece();
         if stream.queued_bytes <= STREAM_BYTES_MAX / 2 && !stream.blocked.is_empty() {
             for handle in std::mem::take(&mut stream.blocked) {
                 shard.resume(handle);
             }
             self.wake_task();
         }
-        if packed.is_none() {
+        if piece.is_none() {
             stream.waker = Some(waker.clone());
             return Poll::Pending;
         }
-        Poll::Ready(packed)
+        Poll::Ready(piece)
     }
 }
 
@@ -598,4 +672,42 @@ impl Drop for StreamHandle {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Nothing in here panics while it holds a lock but for a broken invariant, which ends the member.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_response_leaves_in_pieces_and_counts_until_the_last_of_them() {
+        let watching = Arc::new(Watching::new(1));
+        let stream = StreamHandle::open(&watching, 0);
+        let long: Vec<u8> = (0..STREAM_BYTES_MAX + PIECE / 2)
+            .map(|at| (at % 251) as u8)
+            .collect();
+        stream.send(Bytes::from(long.clone()));
+        stream.send(Bytes::from_static(b"short"));
+        assert!(stream.is_full());
+        let mut received = Vec::new();
+        let mut last = false;
+        while !last {
+            let Poll::Ready(Some(piece)) = stream.poll_next(Waker::noop()) else {
+                panic!("a piece is there");
+            };
+            assert!(piece.chunk.bytes().len() <= PIECE);
+            assert_eq!(piece.chunk.messages(), u64::from(received.is_empty()));
+            assert!(!stream.is_full() || received.len() < PIECE);
+            received.extend_from_slice(piece.chunk.bytes());
+            last = piece.last;
+        }
+        assert_eq!(received, long);
+        let Poll::Ready(Some(piece)) = stream.poll_next(Waker::noop()) else {
+            panic!("the next response is there");
+        };
+        assert_eq!(
+            (piece.chunk.bytes(), piece.chunk.messages(), piece.last),
+            (&b"short"[..], 1, true)
+        );
+        assert!(stream.poll_next(Waker::noop()).is_pending());
+    }
 }

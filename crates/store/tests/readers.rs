@@ -202,7 +202,9 @@ impl Reader<'_> {
             start: from,
         };
         shard.add(StreamId(0), 0, spec);
-        let chunk = watch::fetch(&self.shared, shard.jobs(1)).unwrap().pop();
+        let chunk = watch::fetch(&self.shared, shard.jobs(1), watch::FETCH_BYTES)
+            .unwrap()
+            .pop();
         match chunk.unwrap().fetched {
             Fetched::Compacted { revision } => assert!(from < revision),
             Fetched::Events { events, upto } => {

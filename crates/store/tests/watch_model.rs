@@ -300,7 +300,8 @@ impl Run {
             Step::Jobs(max) => self.jobs.extend(self.shard.jobs(max)),
             Step::Fetch(count) => {
                 let jobs = self.jobs.drain(..count.min(self.jobs.len())).collect();
-                let chunks = watch::fetch(self.rig.store.shared(), jobs).unwrap();
+                let chunks =
+                    watch::fetch(self.rig.store.shared(), jobs, watch::FETCH_BYTES).unwrap();
                 self.chunks.extend(chunks);
             }
             Step::Land(chunk) => self.land(chunk),
@@ -637,15 +638,52 @@ fn a_chunk_of_history_is_bounded_in_bytes() {
         let mut seen = Vec::new();
         while shard.wants_history() {
             let jobs = shard.jobs(1);
-            let chunk = watch::fetch(rig.store.shared(), jobs).unwrap().remove(0);
+            let chunk = watch::fetch(rig.store.shared(), jobs, watch::FETCH_BYTES)
+                .unwrap()
+                .remove(0);
             let Fetched::Events { events, upto } = chunk.fetched else {
                 panic!()
             };
             let bytes: usize = events.iter().map(|event| event.record.bytes.len()).sum();
-            assert!(bytes <= (4 << 20) + 400_000, "{bytes}");
+            assert!(bytes <= watch::FETCH_BYTES + 400_000, "{bytes}");
             seen.extend(events.iter().map(|event| event.revision.main));
             shard.fetched(chunk.target.handle, upto, true);
         }
         assert_eq!(seen, (2..=last).collect::<Vec<_>>());
     }
+}
+
+#[test]
+fn what_many_watchers_of_single_keys_fetch_together_is_bounded_in_bytes() {
+    let mut rig = Rig::new();
+    for _ in 0..40 {
+        rig.put("a", &[b'v'; 10_000]);
+    }
+    let last = rig.store.shared().revision();
+    let mut shard = Shard::default();
+    shard.open_at(last);
+    for id in 0..64 {
+        shard.add(StreamId(0), id, spec("a", "", Filters::default(), 1));
+    }
+    let mut events = 0;
+    while shard.wants_history() {
+        let jobs = shard.jobs(64);
+        let mut bytes = 0;
+        for chunk in watch::fetch(rig.store.shared(), jobs, 1 << 20).unwrap() {
+            let Fetched::Events {
+                events: some, upto, ..
+            } = chunk.fetched
+            else {
+                panic!()
+            };
+            events += some.len();
+            bytes += some
+                .iter()
+                .map(|event| event.record.bytes.len())
+                .sum::<usize>();
+            shard.fetched(chunk.target.handle, upto, true);
+        }
+        assert!(bytes <= 2 << 20, "{bytes}");
+    }
+    assert_eq!(events, 64 * 40);
 }

@@ -379,3 +379,30 @@ func TestWatchManyAndResume(t *testing.T) {
 		t.Error("the stream outlives the server")
 	}
 }
+
+func TestWatchTenThousandAtOnce(t *testing.T) {
+	m := start(t)
+	c := m.Client()
+	s := open(t, c)
+	const watchers = 10_000
+	// Nobody waits for an answer before the next request goes out.
+	go func() {
+		for i := range watchers {
+			if s.watch.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{
+				CreateRequest: &pb.WatchCreateRequest{Key: []byte(fmt.Sprint("w/", i%100))},
+			}}) != nil {
+				return
+			}
+		}
+	}()
+	for id := range watchers {
+		if got := s.next(); !got.Created || got.WatchId != int64(id) {
+			t.Fatalf("watcher %d: %v", id, got)
+		}
+	}
+	put(t, c, "w/7", "x")
+	told := map[int64]bool{}
+	for len(told) < watchers/100 {
+		told[s.next().WatchId] = true
+	}
+}

@@ -246,7 +246,7 @@ fn watch(
     while shard.state(handle) == Some(State::Lagging) {
         let jobs = shard.jobs(1);
         ensure!(!jobs.is_empty(), "a lagging watcher asks for history");
-        for chunk in watch::fetch(shared, jobs)? {
+        for chunk in watch::fetch(shared, jobs, watch::FETCH_BYTES)? {
             let (fetched, upto) = match chunk.fetched {
                 Fetched::Events { events, upto } => (events, upto),
                 Fetched::Compacted { revision } => bail!("compacted at {revision}"),

@@ -138,6 +138,11 @@ impl Chunk {
         &self.bytes
     }
 
+    /// How many messages begin here.
+    pub(crate) fn messages(&self) -> u64 {
+        self.messages
+    }
+
     /// Further bytes of the same message.
     pub(crate) fn further(bytes: Bytes) -> Chunk {
         Chunk { bytes, messages: 0 }
@@ -258,7 +263,7 @@ impl http_body::Body for Body {
             } => match std::task::ready!(chunks.as_mut().poll_next(cx)) {
                 Some(Ok(chunk)) => {
                     meter.sent_bytes(chunk.bytes.len());
-                    meter.sent_messages(chunk.messages);
+                    meter.sent_messages(chunk.messages());
                     Poll::Ready(Some(Ok(Frame::data(chunk.bytes))))
                 }
                 None => {

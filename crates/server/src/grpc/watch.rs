@@ -45,6 +45,7 @@ pub(super) fn watch(call: Call, requests: Requests<WatchRequest>) -> Answer {
         call,
         requests: Some(requests),
         ticks,
+        inside: false,
     }))
 }
 
@@ -54,6 +55,8 @@ struct WatchStream {
     requests: Option<Requests<WatchRequest>>,
     stream: StreamHandle,
     ticks: Interval,
+    /// Whether a part of a response is still to come: no status can be told in between.
+    inside: bool,
     draining: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
@@ -63,20 +66,23 @@ impl Stream for WatchStream {
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
         if this.draining.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Some(Err(ApiError::Stopped.into())));
+            return Poll::Ready(Some(Err(this.ending(ApiError::Stopped.into()))));
         }
         while this.ticks.poll_tick(cx).is_ready() {
             this.stream.tick(&this.call.state);
         }
         if let Err(status) = this.read(cx) {
-            return Poll::Ready(Some(Err(status.into())));
+            return Poll::Ready(Some(Err(this.ending(status))));
         }
         match this.stream.poll_next(cx.waker()) {
-            Poll::Ready(Some(chunk)) => Poll::Ready(Some(Ok(chunk))),
+            Poll::Ready(Some(piece)) => {
+                this.inside = !piece.last;
+                Poll::Ready(Some(Ok(piece.chunk)))
+            }
             Poll::Ready(None) => {
                 let reason = "keelson: history could not be read";
                 let status = Status::new(keelson_proto::Code::Internal, reason);
-                Poll::Ready(Some(Err(status.into())))
+                Poll::Ready(Some(Err(this.ending(status))))
             }
             Poll::Pending => Poll::Pending,
         }
@@ -84,6 +90,14 @@ impl Stream for WatchStream {
 }
 
 impl WatchStream {
+    fn ending(&self, status: Status) -> Ending {
+        if self.inside {
+            Ending::Reset
+        } else {
+            Ending::Status(status)
+        }
+    }
+
     /// Handles every request that has arrived, as long as there is room for answers.
     fn read(&mut self, cx: &mut Context<'_>) -> Result<(), Status> {
         while let Some(requests) = &mut self.requests {

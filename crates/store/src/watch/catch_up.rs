@@ -10,8 +10,11 @@ use crate::{Error, EventRecord, Record, Revision, Shared};
 /// Main revisions that one chunk of history spans, at most.
 const MAINS_MAX: usize = 1_000;
 
-/// Bytes of records that one scan, or the history of one key, reads at once, about.
-const SCAN_BYTES_MAX: usize = 4 << 20;
+/// Bytes of records that a fetch reads, about, where memory is plenty.
+pub const FETCH_BYTES: usize = 4 << 20;
+
+/// Bytes of records that a single key gets at least, however many there are.
+const KEY_BYTES_MIN: usize = 16 << 10;
 
 /// What to fetch for one watcher.
 #[derive(Clone, Debug)]
@@ -50,31 +53,33 @@ pub enum Fetched {
     },
 }
 
-/// Fetches the next chunk of history for each job. Reads the file: to be called where waiting for
+/// Fetches the next chunk of history for each job: about `bytes_max` of records for one scan that
+/// serves all ranges, and as much for all single keys together, but some for each. Reads the file: to be called where waiting for
 /// a disk hurts nobody.
 ///
 /// # Errors
 ///
 /// A failing or damaged file.
-pub fn fetch(shared: &Arc<Shared>, jobs: Vec<Job>) -> Result<Vec<Chunk>, Error> {
+pub fn fetch(shared: &Arc<Shared>, jobs: Vec<Job>, bytes_max: usize) -> Result<Vec<Chunk>, Error> {
     let (single, ranges): (Vec<Job>, Vec<Job>) = jobs
         .into_iter()
         .partition(|job| matches!(job.spec.range(), KeyRange::Single(_)));
     let mut chunks = Vec::with_capacity(single.len() + ranges.len());
+    let key_bytes_max = (bytes_max / single.len().max(1)).max(KEY_BYTES_MIN);
     for job in single {
-        let fetched = one_key(shared, &job)?;
+        let fetched = one_key(shared, &job, key_bytes_max)?;
         chunks.push(Chunk {
             target: job.target,
             fetched,
         });
     }
     if !ranges.is_empty() {
-        scan(shared, ranges, &mut chunks)?;
+        scan(shared, ranges, bytes_max, &mut chunks)?;
     }
     Ok(chunks)
 }
 
-fn one_key(shared: &Arc<Shared>, job: &Job) -> Result<Fetched, Error> {
+fn one_key(shared: &Arc<Shared>, job: &Job, bytes_max: usize) -> Result<Fetched, Error> {
     let upto = shared.revision();
     let mut places: Vec<(Revision, bool)> = Vec::new();
     let mut cut = None;
@@ -103,7 +108,7 @@ fn one_key(shared: &Arc<Shared>, job: &Job) -> Result<Fetched, Error> {
     let mut missing = None;
     let (mut bytes_read, mut last) = (0, 0);
     for (revision, tombstone) in places {
-        if revision.main != last && bytes_read > SCAN_BYTES_MAX {
+        if revision.main != last && bytes_read > bytes_max {
             cut = Some(revision.main - 1);
             break;
         }
@@ -141,7 +146,12 @@ fn one_key(shared: &Arc<Shared>, job: &Job) -> Result<Fetched, Error> {
 }
 
 /// One scan from the earliest start serves every job that starts before it ends.
-fn scan(shared: &Arc<Shared>, jobs: Vec<Job>, chunks: &mut Vec<Chunk>) -> Result<(), Error> {
+fn scan(
+    shared: &Arc<Shared>,
+    jobs: Vec<Job>,
+    bytes_max: usize,
+    chunks: &mut Vec<Chunk>,
+) -> Result<(), Error> {
     let upto = shared.revision();
     let compacted = shared.compact_revision();
     let from = jobs
@@ -150,7 +160,7 @@ fn scan(shared: &Arc<Shared>, jobs: Vec<Job>, chunks: &mut Vec<Chunk>) -> Result
         .filter(|from| *from >= compacted)
         .min();
     let (events, last) = match from {
-        Some(from) => shared.view().scan(from, upto, MAINS_MAX, SCAN_BYTES_MAX)?,
+        Some(from) => shared.view().scan(from, upto, MAINS_MAX, bytes_max)?,
         None => (Vec::new(), upto),
     };
     let compacted = shared.compact_revision();

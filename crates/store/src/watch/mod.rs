@@ -16,7 +16,7 @@ mod interval;
 mod matcher;
 mod shard;
 
-pub use catch_up::{Chunk, Fetched, Job, fetch};
+pub use catch_up::{Chunk, FETCH_BYTES, Fetched, Job, fetch};
 pub use shard::{Filters, Flow, Handle, Shard, Spec, State, StreamId, Target};
 
 use bytes::Bytes;
