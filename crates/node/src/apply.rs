@@ -72,6 +72,8 @@ pub(crate) struct Applier {
     snapshot: LogIndex,
     snapshot_now: bool,
     slice: SliceState,
+    /// Since when readers hold a compaction back.
+    held_since: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,6 +116,7 @@ impl Applier {
             } else {
                 SliceState::Idle
             },
+            held_since: None,
             store,
         }
     }
@@ -486,6 +489,9 @@ impl Applier {
         }
         let begun = self.now();
         let slice = self.store.compact_slice();
+        if !matches!(slice, Slice::Held) {
+            self.held_since = None;
+        }
         if matches!(slice, Slice::More | Slice::Pruned(_)) {
             let took = self.now().saturating_sub(begun);
             self.links.stats.index_compaction_pause.observe(took);
@@ -493,7 +499,7 @@ impl Applier {
         self.slice = match slice {
             Slice::Idle => SliceState::Idle,
             Slice::More => SliceState::More,
-            Slice::Held => SliceState::Held,
+            Slice::Held => self.held(),
             Slice::Pruned(job) => {
                 drop(
                     self.links
@@ -503,6 +509,23 @@ impl Applier {
                 SliceState::More
             }
         };
+    }
+
+    /// Waits for readers, but not for ever: one that never takes its answer must not keep history.
+    fn held(&mut self) -> SliceState {
+        let now = self.now();
+        let since = *self.held_since.get_or_insert(now);
+        if now.saturating_sub(since) < self.links.config.reader_patience {
+            return SliceState::Held;
+        }
+        let readers = self.store.break_pins();
+        self.held_since = None;
+        tracing::warn!(
+            readers,
+            waited = ?self.links.config.reader_patience,
+            "compaction goes on past slow readers; their answers are cut off"
+        );
+        SliceState::More
     }
 
     /// Answers what nobody will answer any more.

@@ -60,6 +60,9 @@ pub struct Config {
     pub auto_compaction: AutoCompaction,
     /// `--warning-apply-duration`.
     pub slow_apply: Duration,
+    /// How long a compaction waits for somebody who reads what it removes; past it, the answer of
+    /// that reader is cut off.
+    pub reader_patience: Duration,
     /// `--unsafe-no-fsync`.
     pub unsafe_no_fsync: bool,
     /// The size of a segment of the log, in bytes; etcd's is 64,000,000.
@@ -91,6 +94,7 @@ impl Config {
             max_request_bytes: 1_572_864,
             auto_compaction: AutoCompaction::Off,
             slow_apply: Duration::from_millis(100),
+            reader_patience: Duration::from_secs(30),
             unsafe_no_fsync: false,
             wal_segment_bytes: keelson_wal::SEGMENT_BYTES,
             version: Version::new(3, 7, 0),

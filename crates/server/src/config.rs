@@ -319,6 +319,16 @@ impl Checked {
         }
     }
 
+    /// Whether there is a log: then the member has been started before. A directory alone says
+    /// nothing, since a crash may have come before the log.
+    #[must_use]
+    pub fn has_log(&self) -> bool {
+        std::fs::read_dir(self.wal_path()).is_ok_and(|entries| {
+            let mut names = entries.flatten().map(|entry| entry.path());
+            names.any(|path| path.extension().is_some_and(|it| it == "wal"))
+        })
+    }
+
     /// The directory of snapshots and of the database.
     #[must_use]
     pub fn snap_path(&self) -> PathBuf {

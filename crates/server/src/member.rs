@@ -289,19 +289,15 @@ impl Watchers for Told {
     }
 }
 
-/// The configuration as the node reads it. What a new member is born with is looked at only where
-/// the directory holds none.
+/// The configuration as the node reads it. What a new member is born with must fit only where there
+/// is no log yet: an older one knows its cluster, but for the crash that left its log without an entry.
 fn node_config(config: &Checked) -> Result<keelson_node::Config, Error> {
-    // A directory that holds a member ignores these flags, also where they make no sense any more;
-    // one whose first start was cut off still needs them.
     let (initial_cluster, token) = match config.bootstrap() {
         Ok(born) => {
             let urls = born.peer_urls.iter().map(Url::to_string).collect();
             (vec![(born.name, urls)], born.token)
         }
-        Err(_) if config.member_dir().exists() => {
-            (Vec::new(), config.initial_cluster_token.clone())
-        }
+        Err(_) if config.has_log() => (Vec::new(), config.initial_cluster_token.clone()),
         Err(error) => return Err(error.into()),
     };
     Ok(keelson_node::Config {
@@ -448,7 +444,7 @@ fn log_start(config: &Checked) {
         "etcd-version" = ETCD_VERSION,
         "keelson-version" = env!("CARGO_PKG_VERSION"),
         "max-cpu-available" = serving_threads(),
-        "member-initialized" = config.member_dir().exists(),
+        "member-initialized" = config.has_log(),
         name = %config.name,
         "data-dir" = %config.data_dir.display(),
         "wal-dir" = %config.wal_dir.display(),

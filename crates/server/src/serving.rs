@@ -29,8 +29,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::grpc::splice::Body;
 
-/// Flow-control windows, in bytes: how much a client may send before we have read it.
-const WINDOW: u32 = 1 << 20;
+/// Flow-control window of a stream, in bytes: how much a client may send before we have read it.
+const STREAM_WINDOW: u32 = 1 << 20;
+
+/// Flow-control window of a connection. Larger, so that a stream which nobody reads does not hold up
+/// the others; and h2 ends connections with many small unread frames, past half of this, which must
+/// have room for a client that keeps ten thousand leases alive at once.
+const CONNECTION_WINDOW: u32 = 8 << 20;
 
 /// Largest HTTP/2 frame that clients may send, in bytes.
 const FRAME_MAX: u32 = 64 << 10;
@@ -273,8 +278,8 @@ fn connection_builder(limits: Limits) -> auto::Builder<TokioExecutor> {
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(streams)
-        .initial_stream_window_size(WINDOW)
-        .initial_connection_window_size(WINDOW)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .adaptive_window(false)
         .max_frame_size(FRAME_MAX)
         .max_send_buf_size(SEND_BUFFER)

@@ -64,6 +64,15 @@ async fn what_was_acknowledged_is_there_after_a_stop_and_after_a_crash() {
     }
 }
 
+#[test]
+fn directories_without_a_log_are_those_of_a_member_that_never_started() {
+    let dir = tempfile::tempdir().unwrap();
+    // What a crash in the middle of the first start leaves.
+    std::fs::create_dir_all(dir.path().join("member/snap")).unwrap();
+    start(dir.path()).kill();
+    start(dir.path()).stop();
+}
+
 #[tokio::test]
 async fn every_one_of_many_writers_gets_its_own_answer() {
     let dir = tempfile::tempdir().unwrap();

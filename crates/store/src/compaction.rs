@@ -70,6 +70,11 @@ impl Pending {
         self.queue.push_back(Running { pruner, job });
     }
 
+    /// The compact revision that is next.
+    pub(crate) fn front(&self) -> Option<i64> {
+        self.queue.front().map(|running| running.job.revision)
+    }
+
     /// Prunes one slice. `oldest_pin` is the oldest revision that a reader holds.
     pub(crate) fn slice(&mut self, index: &mut IndexWriter, oldest_pin: Option<i64>) -> Slice {
         let Some(running) = self.queue.front_mut() else {

@@ -183,6 +183,11 @@ impl Shared {
         self.pins.oldest()
     }
 
+    /// Breaks the pins below a compact revision.
+    pub(crate) fn break_pins(&self, main: i64) -> usize {
+        self.pins.break_below(main)
+    }
+
     /// The size of the database.
     #[must_use]
     pub fn sizes(&self) -> Sizes {

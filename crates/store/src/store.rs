@@ -142,6 +142,13 @@ impl Store {
         self.pending.slice(&mut self.index, oldest_pin)
     }
 
+    /// Lets the next compaction go on past the readers that hold it: what they have not read yet may
+    /// be gone. How many there were.
+    pub fn break_pins(&mut self) -> usize {
+        let below = self.pending.front();
+        below.map_or(0, |main| self.shared.break_pins(main))
+    }
+
     /// Notes that the commit thread has finished a compaction.
     pub fn compaction_finished(&mut self) {
         assert!(

@@ -1,5 +1,7 @@
 //! Compactions from the log to the file.
 
+use std::time::Duration;
+
 use keelson_node::Reply;
 use keelson_proto::ApiError;
 use keelson_store::Outcome;
@@ -75,6 +77,25 @@ fn a_reader_holds_back_the_physical_answer_but_nothing_else() {
         refused,
         Reply::Applied(Outcome::Refused(ApiError::Compacted))
     ));
+    rig.node.stop();
+}
+
+#[test]
+fn a_reader_that_never_ends_is_waited_for_only_so_long() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(dir.path());
+    config.reader_patience = Duration::from_millis(50);
+    let rig = Rig::start(config);
+    for count in 0..20 {
+        rig.put("k", &count.to_string());
+    }
+    let pin = rig.node.shared().pin(5);
+    assert!(matches!(
+        rig.run(compact(20, true)),
+        Outcome::Compact { .. }
+    ));
+    assert!(pin.is_broken());
+    assert_eq!(rows(&rig), 2, "revisions 20 and 21");
     rig.node.stop();
 }
 

@@ -5,13 +5,16 @@
 //! next piece when HTTP/2 asks for it (`INTERNALS.md` 4).
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::stream;
 use keelson_proto::{ApiError, Code};
 use keelson_store::range::{EmitError, Emitter, Plan, PlanError, Progress};
 use keelson_store::{Error, Pin, Revision, Shared};
+
+use tokio_util::task::AbortOnDropHandle;
 
 use super::splice::{self, Answer, Chunk, Chunks, Ending, Framed, MESSAGE_MAX, PREFIX};
 use super::status::Status;
@@ -25,6 +28,9 @@ const BYTES_AT_ONCE: u64 = 1 << 20;
 
 /// Bytes of a piece; what a stream may hold unsent.
 const PIECE: usize = 64 << 10;
+
+/// How long an answer may hold compaction back; one that is not sent by then is reset.
+const PIN_TIME_MAX: Duration = Duration::from_secs(5 * 60);
 
 enum Segment {
     Bytes(Bytes),
@@ -142,24 +148,15 @@ impl Assembly {
 
     fn pieces(self, pool: Arc<Pool>) -> Chunks {
         let head = splice::begin(self.len, PIECE);
+        let held = Held::new(self);
         Box::pin(stream::try_unfold(
-            (self, Some(head)),
-            move |(mut assembly, head)| {
+            (held, Some(head)),
+            move |(held, head)| {
                 let pool = Arc::clone(&pool);
                 async move {
-                    if assembly.segments.is_empty() {
-                        return Ok(None);
-                    }
-                    let first = head.is_some();
-                    let out = head.unwrap_or_else(|| BytesMut::with_capacity(PIECE));
-                    let made = pool
-                        .run(PIECE as u64, move || {
-                            let bytes = assembly.piece(out);
-                            (bytes, assembly)
-                        })
-                        .await;
                     // The length has been promised, so nothing but a reset can say that it failed;
                     // before the first byte, there is a better answer.
+                    let first = head.is_some();
                     let broken = |status: Status| {
                         if first {
                             Ending::Status(status)
@@ -167,18 +164,84 @@ impl Assembly {
                             Ending::Reset
                         }
                     };
+                    let mut assembly = held.take().ok_or(Ending::Reset)?;
+                    if assembly.segments.is_empty() {
+                        return Ok(None);
+                    }
+                    let out = head.unwrap_or_else(|| BytesMut::with_capacity(PIECE));
+                    let made = pool
+                        .run(PIECE as u64, move || {
+                            let bytes = assembly.piece(out);
+                            (bytes, assembly)
+                        })
+                        .await;
                     let (bytes, assembly) = made.map_err(|error| broken(error.into()))?;
                     let bytes = bytes.map_err(|error| broken(status_of(error)))?;
+                    held.put_back(assembly);
                     let chunk = if first {
                         Chunk::first(bytes)
                     } else {
                         Chunk::further(bytes)
                     };
-                    Ok(Some((chunk, (assembly, None))))
+                    Ok(Some((chunk, (held, None))))
                 }
             },
         ))
     }
+}
+
+/// An assembly whose client may be slow: what it pins is given up when its time is over, also if
+/// nobody asks for the next piece.
+struct Held {
+    slot: Arc<Mutex<Slot>>,
+    _timer: AbortOnDropHandle<()>,
+}
+
+enum Slot {
+    Here(Box<Assembly>),
+    /// The next piece is being made.
+    Out,
+    /// Its time is over.
+    Expired,
+}
+
+impl Held {
+    fn new(assembly: Assembly) -> Held {
+        let slot = Arc::new(Mutex::new(Slot::Here(Box::new(assembly))));
+        let expiring = Arc::clone(&slot);
+        let timer = tokio::spawn(async move {
+            tokio::time::sleep(PIN_TIME_MAX).await;
+            *lock(&expiring) = Slot::Expired;
+        });
+        Held {
+            slot,
+            _timer: AbortOnDropHandle::new(timer),
+        }
+    }
+
+    /// The assembly, to make a piece of it; `None` when its time is over.
+    fn take(&self) -> Option<Box<Assembly>> {
+        let mut slot = lock(&self.slot);
+        match std::mem::replace(&mut *slot, Slot::Out) {
+            Slot::Here(assembly) => Some(assembly),
+            Slot::Out | Slot::Expired => {
+                *slot = Slot::Expired;
+                None
+            }
+        }
+    }
+
+    fn put_back(&self, assembly: Box<Assembly>) {
+        let mut slot = lock(&self.slot);
+        if matches!(*slot, Slot::Out) {
+            *slot = Slot::Here(assembly);
+        }
+    }
+}
+
+fn lock(slot: &Mutex<Slot>) -> MutexGuard<'_, Slot> {
+    // Nothing in here panics while it holds the lock.
+    slot.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Reads stored records, here or on the pool, as many as there are.
@@ -248,4 +311,29 @@ pub(super) fn too_large(len: u64) -> Status {
         Code::ResourceExhausted,
         format!("grpc: trying to send message larger than max ({len} vs. {MESSAGE_MAX})"),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_is_not_sent_in_time_is_given_up_with_what_it_pins() {
+        let held = Held::new(Assembly::default());
+        tokio::time::sleep(PIN_TIME_MAX / 2).await;
+        let assembly = held.take().unwrap();
+        held.put_back(assembly);
+        tokio::time::sleep(PIN_TIME_MAX).await;
+        assert!(matches!(*lock(&held.slot), Slot::Expired));
+        assert!(held.take().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_piece_that_is_made_while_the_time_runs_out_is_the_last() {
+        let held = Held::new(Assembly::default());
+        let assembly = held.take().unwrap();
+        tokio::time::sleep(PIN_TIME_MAX * 2).await;
+        held.put_back(assembly);
+        assert!(held.take().is_none());
+    }
 }

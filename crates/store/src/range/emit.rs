@@ -137,10 +137,11 @@ impl Emitter {
         Ok(progress)
     }
 
-    /// Without a pin a chunk counts only if compaction had not passed it when it was read.
+    /// Without a pin, or with a broken one, a chunk counts only if compaction had not passed it when it was read.
     fn checked(&self, progress: Progress) -> Result<Progress, EmitError> {
         let passed = self.plan.read_main < self.shared.compact_revision();
-        if self.plan.pin.is_none() && passed {
+        let held = self.plan.pin.as_ref().is_some_and(|pin| !pin.is_broken());
+        if !held && passed {
             Err(EmitError::Compacted)
         } else {
             Ok(progress)
