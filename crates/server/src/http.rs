@@ -6,6 +6,7 @@ use http::header::{self, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 
+use crate::descriptors;
 use crate::grpc;
 use crate::grpc::splice::Body;
 use crate::metrics;
@@ -45,7 +46,13 @@ impl Handle for State {
     }
 
     async fn background(self: &Arc<State>, thread: u16) {
+        let descriptors = async {
+            if thread == 0 {
+                descriptors::watch().await;
+            }
+        };
         tokio::join!(
+            descriptors,
             self.tickets.deliveries(thread),
             self.watching.run(thread, self)
         );

@@ -64,6 +64,8 @@ pub(crate) struct Metrics {
     pub(crate) ranges: IntCounter,
     /// Transactions of ranges alone.
     pub(crate) read_txns: IntCounter,
+    /// Reads that took longer than apply may take.
+    pub(crate) slow_reads: IntCounter,
     pub(crate) slow_read_indexes: IntCounter,
     pub(crate) failed_proposals: IntCounter,
     pub(crate) pending_proposals: IntGauge,
@@ -277,6 +279,7 @@ impl Metrics {
             // Shown together with what the node counts.
             ranges: unregistered("ranges"),
             read_txns: unregistered("read_txns"),
+            slow_reads: unregistered("slow_reads"),
             slow_read_indexes: make.counter(
                 "etcd_server_slow_read_indexes_total",
                 "The total number of pending read indexes not in sync with leader's or timed out read index requests.",

@@ -69,6 +69,10 @@ pub fn serve(config: Checked) -> Result<(), Error> {
     info!(signal = go_name(signal), "received signal; shutting down");
     member.stop();
     end_by(signal);
+    if std::process::id() != 1 {
+        // Whoever started us had told us to ignore the signal; the code is that of an end by it.
+        std::process::exit(128 + signal as i32);
+    }
     Ok(())
 }
 

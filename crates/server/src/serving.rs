@@ -11,6 +11,7 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -76,6 +77,8 @@ pub(crate) struct Origin {
     /// The number of the serving thread.
     pub(crate) thread: u16,
     pub(crate) purpose: Purpose,
+    /// Who is at its other end; nobody that has a name over a Unix socket.
+    pub(crate) remote: Option<SocketAddr>,
 }
 
 /// What answers requests.
@@ -343,6 +346,7 @@ impl<H: Handle> Worker<H> {
             open: Arc::clone(&self.open),
             _place: place,
         };
+        let remote = socket.remote_address();
         let stream = match socket.into_stream() {
             Ok(stream) => stream,
             Err(error) => {
@@ -355,6 +359,7 @@ impl<H: Handle> Worker<H> {
             Origin {
                 thread: self.number,
                 purpose,
+                remote,
             },
             Arc::clone(&self.handler),
             self.connections.clone(),

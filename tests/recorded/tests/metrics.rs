@@ -21,14 +21,20 @@ use prost::Message;
 const ABSENT: [(&str, &str); 4] = [
     ("go_", "there is no Go runtime"),
     ("etcd_server_go_version", "there is no Go runtime"),
-    ("etcd_debugging_store_", "there is no store of API version 2"),
+    (
+        "etcd_debugging_store_",
+        "there is no store of API version 2",
+    ),
     ("etcd_grpc_proxy_", "the server is no proxy"),
 ];
 
 /// Families of ours that etcd does not have.
 const OWN: [(&str, &str); 2] = [
     ("keelson_version", "our own version"),
-    ("process_threads", "of the library that reads the process's numbers"),
+    (
+        "process_threads",
+        "of the library that reads the process's numbers",
+    ),
 ];
 
 const PATIENCE: Duration = Duration::from_secs(20);

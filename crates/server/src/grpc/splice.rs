@@ -27,7 +27,7 @@ pub(crate) const PREFIX: usize = 5;
 pub(crate) const MESSAGE_MAX: u64 = i32::MAX as u64;
 
 /// One whole message with its prefix.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Framed(Bytes);
 
 impl Framed {
