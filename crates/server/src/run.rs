@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal, raise};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::config::Checked;
 use crate::{Error, Member};
@@ -62,7 +62,6 @@ pub fn serve(config: Checked) -> Result<(), Error> {
             Err(RecvTimeoutError::Disconnected) => thread::sleep(LOOK_EVERY),
         }
         if let Some(failure) = member.failure() {
-            error!(error = %failure, "server error");
             member.stop();
             return Err(Error::Stopped(failure));
         }

@@ -160,7 +160,7 @@ impl Life {
     /// Has everything brought into the file, whenever that is.
     pub(crate) fn order_commit(&self) {
         // A member that has failed takes no orders.
-        self.node.order(Order::Commit, None).ok();
+        let _refused = self.node.order(Order::Commit, None);
     }
 
     /// Puts a step on its way, if the member still takes any, and waits for its answer or for the end.
