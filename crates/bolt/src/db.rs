@@ -171,13 +171,17 @@ fn count(stats: &mut Stats, freelist: &Freelist, page_size: u32) {
 
 impl Db {
     /// Opens the database in the file `path`. Unless [`Options::read_only`] is set, a missing or
-    /// empty file becomes a new database.
+    /// empty file becomes a new database. A missing one appears as a whole or not at all, whenever
+    /// the power goes: it is made under the name with `.tmp.new` added.
     ///
     /// # Errors
     /// `Timeout` if another process keeps the lock; `InvalidDatabase`, `VersionMismatch`,
     /// `Checksum` and `FileTooSmall` if it is no sound database; `Corrupt` if it ends before its
     /// last page or its list of free pages is damaged; `Io`.
     pub fn open(path: &Path, options: Options) -> Result<Db, Error> {
+        if !options.read_only && !path.exists() {
+            create(path, &options)?;
+        }
         let opened = FileStorage::open(
             path,
             options.read_only,
@@ -352,6 +356,32 @@ impl Db {
             Ok(())
         }
     }
+}
+
+/// Makes the file of a new database.
+fn create(path: &Path, options: &Options) -> Result<(), Error> {
+    let failed = |what: &str| Error::io(format!("{what} {}", path.display()));
+    let making = path.with_added_extension("tmp.new");
+    let opened = FileStorage::open(&making, false, options.mode, options.lock_timeout, 0);
+    let storage = match opened {
+        Ok(storage) => storage,
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => return Err(Error::Timeout),
+        Err(error) => return Err(failed("open")(error)),
+    };
+    if path.exists() {
+        // Somebody else has made it while this waited for the lock.
+        return Ok(());
+    }
+    storage.set_len(0).map_err(failed("empty"))?;
+    initialise(&storage, options)?;
+    std::fs::rename(&making, path).map_err(failed("create"))?;
+    let directory = match path.parent() {
+        Some(directory) if !directory.as_os_str().is_empty() => directory,
+        _ => Path::new("."),
+    };
+    std::fs::File::open(directory)
+        .and_then(|directory| directory.sync_all())
+        .map_err(failed("sync the directory of"))
 }
 
 /// Writes the four pages of a new database (formats 1.1) and gives their length.

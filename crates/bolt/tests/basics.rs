@@ -377,3 +377,17 @@ fn many_keys_in_no_order_in_one_transaction_make_a_sound_tree() {
         }
     }
 }
+
+#[test]
+fn a_new_file_appears_whole_and_what_an_interrupted_start_left_is_no_hindrance() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("db");
+    // Torn while it was made; the name was never given.
+    std::fs::write(dir.path().join("db.tmp.new"), vec![7; 50_000]).unwrap();
+    let db = Db::open(&path, Options::default()).unwrap();
+    let tx = db.begin_read().unwrap();
+    assert_eq!(check(&tx), []);
+    let names = std::fs::read_dir(dir.path()).unwrap();
+    let names: Vec<_> = names.map(|it| it.unwrap().file_name()).collect();
+    assert_eq!(names, ["db"]);
+}

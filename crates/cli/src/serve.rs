@@ -267,7 +267,13 @@ fn start(config: Checked) -> ExitCode {
     match run_member(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(cause) => {
-            hints.tell(&cause.to_string());
+            match cause.downcast_ref() {
+                // It had started: nobody is to look for the cause in flags.
+                Some(keelson_server::Error::Stopped(reason)) => {
+                    error!(level = "fatal", "error" = reason, "server error");
+                }
+                _ => hints.tell(&cause.to_string()),
+            }
             ExitCode::from(FAILED)
         }
     }

@@ -177,6 +177,14 @@ impl Process {
         self.wait()
     }
 
+    /// Waits until it ends by itself.
+    ///
+    /// # Errors
+    /// If it is not running, or is still there after 30 s: then it is killed.
+    pub fn wait_for_end(&mut self) -> anyhow::Result<Exit> {
+        self.wait()
+    }
+
     fn spawn(&mut self) -> anyhow::Result<()> {
         if self.running.is_some() {
             bail!("it is running already");

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use keelson_proto::ApiError;
-use keelson_proto::entry::{ConfState, Entry, EntryKind};
+use keelson_proto::entry::{Entry, EntryKind};
 use keelson_proto::ids::{LogIndex, Term};
 use keelson_store::{Answer, Effect, Outcome, Slice, Store};
 
@@ -19,6 +19,7 @@ use crate::duty::DutyEvent;
 use crate::links::Links;
 use crate::mailbox::{Refused, Taken};
 use crate::ticket::{Asker, Outbox, Reply, Waiter};
+use crate::versions::{self, Versions};
 use crate::{Error, Ticket, budget, duty, peek};
 
 /// How long a compaction waits for a reader before it looks again.
@@ -74,6 +75,8 @@ pub(crate) struct Applier {
     slice: SliceState,
     /// Since when readers hold a compaction back.
     held_since: Option<Duration>,
+    /// The versions that were told last.
+    versions: Option<Versions>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,7 +96,9 @@ impl Applier {
         let (applied, term) = store.applied();
         links.gate.set_applied_term(term);
         let compacting = store.is_compacting();
+        let versions = versions::tell(&links, None);
         Applier {
+            versions,
             links,
             replay_to,
             outbox: Outbox::default(),
@@ -247,6 +252,9 @@ impl Applier {
             self.physical.started += 1;
             self.slice = SliceState::More;
         }
+        if matches!(applied.outcome, Outcome::Cluster) {
+            self.versions = versions::tell(&self.links, self.versions.take());
+        }
         if let Some(waiter) = waiter {
             self.answer(waiter, applied.outcome, raises_alarm);
         }
@@ -285,7 +293,7 @@ impl Applier {
                 "failed to apply request"
             );
         }
-        if took > slow {
+        if took > slow && entry.kind == EntryKind::Normal && !entry.data.is_empty() {
             self.links.stats.slow_applies.add(1);
             tracing::warn!(
                 took = ?took,
@@ -301,7 +309,7 @@ impl Applier {
 
     fn carry_out_effect(&mut self, effect: Effect, entry: &Entry) -> Result<(), Error> {
         match effect {
-            Effect::ConfChange { change, conf_state } => self.conf_change(change, &conf_state),
+            Effect::ConfChange { change, .. } => self.conf_change(change),
             Effect::RaiseNoSpace => self.raise_no_space(entry.index),
             Effect::Commit => self.seal_now = true,
             Effect::ForceSnapshot => {
@@ -318,15 +326,17 @@ impl Applier {
         Ok(())
     }
 
-    fn conf_change(&self, change: keelson_proto::entry::ConfChange, conf_state: &ConfState) {
-        tracing::info!(
-            "local-member-id" = %self.links.identity.member,
-            "changed-member-id" = %change.member,
-            change = ?change.kind,
-            voters = ?conf_state.voters,
-            learners = ?conf_state.learners,
-            "applied a configuration change"
-        );
+    fn conf_change(&self, change: keelson_proto::entry::ConfChange) {
+        if let Some(member) = self.store.members().member(change.member) {
+            tracing::info!(
+                "cluster-id" = %self.links.identity.cluster,
+                "local-member-id" = %self.links.identity.member,
+                "added-peer-id" = %member.id,
+                "added-peer-peer-urls:json" = format!("{:?}", member.peer_urls),
+                "added-peer-is-learner" = member.is_learner,
+                "added member"
+            );
+        }
         drop(
             self.links
                 .consensus

@@ -59,7 +59,7 @@ pub(crate) fn boot(config: &Config, env: &Env) -> Result<Booted, Error> {
     } else {
         create_log(config, files)?
     };
-    assemble(config, files, log)
+    assemble(config, env, log)
 }
 
 /// A log that was opened or made.
@@ -111,12 +111,15 @@ fn prepare_directory(files: &Arc<dyn Files>, config: &Config) -> Result<(), Erro
     }
     create_dirs(files, &config.snap_dir())?;
     match config.wal_dir().parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => create_dirs(files, parent),
-        _ => Ok(()),
+        Some(parent) if !parent.as_os_str().is_empty() => create_dirs(files, parent)?,
+        _ => {}
     }
+    // A start that was interrupted may have made them and not got to this.
+    files.sync_dir(data).map_err(directory_error("sync", data))
 }
 
-/// Makes a directory and those above it, mode 0700.
+/// Makes a directory and those above it, mode 0700. Their names are durable then: what is synced in a
+/// directory that a power cut takes away is lost with it.
 fn create_dirs(files: &Arc<dyn Files>, path: &Path) -> Result<(), Error> {
     let exists = |path: &Path| files.exists(path).map_err(directory_error("stat", path));
     let mut missing: Vec<&Path> = Vec::new();
@@ -132,6 +135,13 @@ fn create_dirs(files: &Arc<dyn Files>, path: &Path) -> Result<(), Error> {
         match files.create_dir(path) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(directory_error("create", path)(error));
+            }
+            _ => {}
+        }
+        match files.sync_dir(path.parent().unwrap_or(Path::new(""))) {
+            // It may be a directory that this member can write and not read.
+            Err(error) if error.kind() != io::ErrorKind::PermissionDenied => {
+                return Err(directory_error("sync the parent of", path)(error));
             }
             _ => {}
         }
@@ -287,7 +297,7 @@ fn begin_again(config: &Config, log: &mut OpenLog) -> Result<(), Error> {
 }
 
 /// Puts log and database together.
-fn assemble(config: &Config, files: &Arc<dyn Files>, log: OpenLog) -> Result<Booted, Error> {
+fn assemble(config: &Config, env: &Env, log: OpenLog) -> Result<Booted, Error> {
     let OpenLog {
         wal,
         replay,
@@ -298,7 +308,7 @@ fn assemble(config: &Config, files: &Arc<dyn Files>, log: OpenLog) -> Result<Boo
         cluster: metadata.cluster_id,
     };
     let start = replay.at;
-    let opened = open_store(config, files, start)?;
+    let opened = open_store(config, env, start)?;
     let (applied, _) = opened.store.applied();
     let last = replay
         .entries
@@ -385,17 +395,14 @@ fn check_members<'a>(
     })
 }
 
-fn open_store(
-    config: &Config,
-    files: &Arc<dyn Files>,
-    start: SnapshotMark,
-) -> Result<Opened, Error> {
+fn open_store(config: &Config, env: &Env, start: SnapshotMark) -> Result<Opened, Error> {
+    let files = &env.files;
     let db = config.db_path();
     let exists = |path: &Path| files.exists(path).map_err(directory_error("stat", path));
     let received = SnapFiles::new(files.clone(), &config.snap_dir()).database_path(start.index);
     let mut consistent = LogIndex(0);
     if start.index == LogIndex(0) || exists(&db)? {
-        let opened = open_database(config, &db)?;
+        let opened = open_database(config, env, &db)?;
         consistent = opened.store.applied().0;
         if consistent >= start.index {
             return Ok(opened);
@@ -414,7 +421,7 @@ fn open_store(
     files
         .sync_dir(&config.snap_dir())
         .map_err(directory_error("sync", &config.snap_dir()))?;
-    let opened = open_database(config, &db)?;
+    let opened = open_database(config, env, &db)?;
     consistent = opened.store.applied().0;
     if consistent < start.index {
         return Err(Error::DatabaseBehindSnapshot {
@@ -426,7 +433,7 @@ fn open_store(
     Ok(opened)
 }
 
-fn open_database(config: &Config, db: &Path) -> Result<Opened, Error> {
+fn open_database(config: &Config, env: &Env, db: &Path) -> Result<Opened, Error> {
     let mut bolt = OpenOptions::bolt();
     bolt.initial_map_size = MAP_BYTES;
     bolt.no_sync = config.unsafe_no_fsync;
@@ -438,7 +445,7 @@ fn open_database(config: &Config, db: &Path) -> Result<Opened, Error> {
         lease_ttl_min: lease::ttl_seconds_min(config.election_ticks().into(), heartbeat),
         lease_checkpoints: config.lease_checkpoints,
     };
-    let opened = keelson_store::open(db, &options).map_err(old_directory)?;
+    let opened = (env.database)(db, &options).map_err(|source| cannot_open(db, source))?;
     if opened.missing_leases > 0 {
         tracing::warn!(
             keys = opened.missing_leases,
@@ -448,16 +455,19 @@ fn open_database(config: &Config, db: &Path) -> Result<Opened, Error> {
     Ok(opened)
 }
 
-/// Says what is missing where a directory is of a release before 3.6.
-fn old_directory(error: keelson_store::Error) -> Error {
-    match &error {
+/// Says which file it was and what to do.
+fn cannot_open(db: &Path, source: keelson_store::Error) -> Error {
+    match &source {
         keelson_store::Error::UnsupportedVersion { found }
             if Version::parse(found).is_ok_and(|version| version < Version::new(3, 6, 0)) =>
         {
-            Error::Unsupported {
-                what: format!("a data directory of etcd {found}"),
+            Error::OldDirectory {
+                found: found.clone(),
             }
         }
-        _ => error.into(),
+        _ => Error::Database {
+            db: db.to_owned(),
+            source,
+        },
     }
 }

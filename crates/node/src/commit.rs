@@ -11,6 +11,7 @@ use std::time::Duration;
 use keelson_store::{CommitStep, Committer, CompactionJob, Durable, JobProgress, Sealed};
 
 use crate::apply::ApplyRequest;
+use crate::human::HumanBytes;
 use crate::links::Links;
 use crate::mailbox::Taken;
 use crate::snapshot::Snapshots;
@@ -41,6 +42,8 @@ pub(crate) struct Commits {
     jobs: VecDeque<Box<CompactionJob>>,
     /// When the running compaction began.
     compacting_since: Option<Duration>,
+    /// Rows that had been removed before it.
+    rows_before: u64,
 }
 
 impl Commits {
@@ -51,6 +54,7 @@ impl Commits {
             snapshots,
             jobs: VecDeque::new(),
             compacting_since: None,
+            rows_before: 0,
         }
     }
 
@@ -150,6 +154,7 @@ impl Commits {
                 return Ok(());
             };
             self.compacting_since = Some(self.now());
+            self.rows_before = self.committer.compacted_rows();
             self.committer.begin_compaction(*job);
         }
         let begun = self.now();
@@ -165,13 +170,14 @@ impl Commits {
             JobProgress::Idle => self.compacting_since = None,
             JobProgress::Finished { revision } => {
                 let begun = self.compacting_since.take().unwrap_or_default();
-                self.finished(revision, self.now().saturating_sub(begun));
+                let keys = self.committer.compacted_rows() - self.rows_before;
+                self.finished(revision, self.now().saturating_sub(begun), keys);
             }
         }
         Ok(())
     }
 
-    fn finished(&self, revision: i64, took: Duration) {
+    fn finished(&self, revision: i64, took: Duration, keys: u64) {
         let stats = &self.links.stats;
         stats.compaction.observe(took);
         stats
@@ -186,9 +192,12 @@ impl Commits {
         tracing::info!(
             "compact-revision" = revision,
             took = ?took,
+            "number-of-keys-compacted" = keys,
             hash,
             "current-db-size-bytes" = sizes.total,
+            "current-db-size" = %HumanBytes(sizes.total),
             "current-db-size-in-use-bytes" = sizes.in_use,
+            "current-db-size-in-use" = %HumanBytes(sizes.in_use),
             "finished scheduled compaction"
         );
         drop(
@@ -204,7 +213,9 @@ impl Commits {
         tracing::info!(
             path = %path.display(),
             "current-db-size-bytes" = before.total,
+            "current-db-size" = %HumanBytes(before.total),
             "current-db-size-in-use-bytes" = before.in_use,
+            "current-db-size-in-use" = %HumanBytes(before.in_use),
             "defragmenting"
         );
         self.links.stats.defrag_in_flight.set(1);
@@ -227,7 +238,10 @@ impl Commits {
             path = %path.display(),
             "current-db-size-bytes-diff" = after.total.cast_signed() - before.total.cast_signed(),
             "current-db-size-bytes" = after.total,
+            "current-db-size" = %HumanBytes(after.total),
+            "current-db-size-in-use-bytes-diff" = after.in_use.cast_signed() - before.in_use.cast_signed(),
             "current-db-size-in-use-bytes" = after.in_use,
+            "current-db-size-in-use" = %HumanBytes(after.in_use),
             took = ?took,
             "finished defragmenting directory"
         );

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use keelson_proto::ApiError;
 use keelson_proto::entry::ConfChangeKind;
-use keelson_proto::ids::RequestId;
+use keelson_proto::ids::{MemberId, RequestId, Term};
 
 use crate::apply::ApplyRequest;
 use crate::core::{Core, Input, Outputs};
@@ -163,7 +163,11 @@ impl Thread<'_> {
     fn publish(&mut self) {
         let links = self.links;
         let view = self.core.view();
+        let before = links.published.leader();
         links.published.store(&view);
+        if before != view.leader {
+            tell_leader(links.identity.member, before, view.leader, view.term);
+        }
         links
             .awaits_apply
             .store(self.core.awaits_apply(), Ordering::SeqCst);
@@ -177,6 +181,24 @@ impl Thread<'_> {
             self.led = view.leads;
             drop(links.duty.push_always(DutyEvent::Leads(view.leads), 1));
         }
+    }
+}
+
+/// Tells of another leader, in the words of etcd's raft and under its logger.
+fn tell_leader(member: MemberId, before: MemberId, now: MemberId, term: Term) {
+    match (before.is_none(), now.is_none()) {
+        (true, _) => tracing::info!(
+            target: "raft",
+            "raft.node: {member} elected leader {now} at term {term}"
+        ),
+        (false, true) => tracing::info!(
+            target: "raft",
+            "raft.node: {member} lost leader {before} at term {term}"
+        ),
+        (false, false) => tracing::info!(
+            target: "raft",
+            "raft.node: {member} changed leader from {before} to {now} at term {term}"
+        ),
     }
 }
 

@@ -4,11 +4,13 @@
 //! make time jump and files fail.
 
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use keelson_store::lease::Ticks;
+use keelson_store::{OpenOptions, Opened};
 use keelson_wal::{Files, RealFiles};
 
 use crate::Error;
@@ -71,6 +73,10 @@ pub type Random = Arc<dyn Fn() -> u64 + Send + Sync>;
 /// Is told why a member cannot go on.
 pub type Failed = Arc<dyn Fn(&str) + Send + Sync>;
 
+/// Opens the database at a path, or makes a new one.
+pub type OpenDatabase =
+    Arc<dyn Fn(&Path, &OpenOptions) -> Result<Opened, keelson_store::Error> + Send + Sync>;
+
 /// What a member is given at start.
 #[derive(Clone)]
 pub struct Env {
@@ -78,6 +84,8 @@ pub struct Env {
     pub clock: Arc<dyn Clock>,
     /// The file system of the log and the `.snap` files.
     pub files: Arc<dyn Files>,
+    /// The disk of the database.
+    pub database: OpenDatabase,
     /// Random bits; they spread election timeouts.
     pub random: Random,
     /// Called once, from one of the member's threads, when it cannot go on (a failing disk, an entry
@@ -92,6 +100,7 @@ impl Env {
         Env {
             clock: Arc::new(SystemClock::new()),
             files: Arc::new(RealFiles),
+            database: Arc::new(keelson_store::open),
             random: Arc::new(rand::random::<u64>),
             failed: Arc::new(|_| {}),
         }

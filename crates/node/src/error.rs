@@ -66,6 +66,28 @@ pub enum Error {
         /// The database's consistent index.
         consistent: LogIndex,
     },
+    /// The database cannot be opened, or what it holds does not make sense.
+    #[error(
+        "cannot open {}: {source}: if another process has it open, stop that one; if it is \
+         damaged, restore it from a snapshot or a backup",
+        db.display()
+    )]
+    Database {
+        /// The database.
+        db: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: keelson_store::Error,
+    },
+    /// Refused: the directory is of a release before 3.6.
+    #[error(
+        "a data directory of etcd {found} is not supported yet: serve it with etcd 3.6 once, which \
+         upgrades it"
+    )]
+    OldDirectory {
+        /// The release.
+        found: String,
+    },
     /// Refused: what the directory or the options ask for is not there yet.
     #[error("{what} is not supported yet")]
     Unsupported {

@@ -68,6 +68,7 @@ impl Snapshots {
             "local-member-id" = %links.identity.member,
             "local-member-applied-index" = boundary.index.0,
             "local-member-snapshot-index" = self.last.0,
+            "local-member-snapshot-count" = links.config.snapshot_count.unwrap_or(SNAPSHOT_COUNT),
             "triggering snapshot"
         );
         let now = || links.env.clock.now();

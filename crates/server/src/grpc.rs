@@ -9,9 +9,11 @@
 //! The order of checks is etcd's (api.md 2.1): the message is decoded, then [`Call::admit`] looks at
 //! the call as such, then the handler at the request.
 
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header};
 use hyper::body::Incoming;
 use keelson_proto::{ApiError, Code};
@@ -35,6 +37,7 @@ mod lock;
 mod maintenance;
 pub(crate) mod method;
 mod recipe;
+mod slow;
 mod snapshot;
 pub(crate) mod splice;
 pub(crate) mod status;
@@ -69,6 +72,8 @@ pub(crate) async fn serve(
         Err(status) => return refused(content_type, &status),
     };
     let started = Instant::now();
+    // Of a call on keys, in case that it turns out to take long.
+    let mut seen = None;
     let mut meter = CallMeter::start(&state.metrics, method);
     let result = match Inbound::new(
         body,
@@ -80,14 +85,28 @@ pub(crate) async fn serve(
             let timeout = parts.headers.get(GRPC_TIMEOUT).map(parse_timeout);
             let call = Call::new(Arc::clone(state), origin, method, parts.headers);
             match timeout.transpose() {
-                Ok(timeout) => within(timeout, route(call, inbound)).await,
+                Ok(timeout) => {
+                    // Pinned here and borrowed below: handed on by value it would be here twice, and
+                    // every call is moved as a whole into its task.
+                    let answer = pin!(route(call, inbound, &mut seen));
+                    within(timeout, answer).await
+                }
                 Err(status) => Err(status),
             }
         }
         Err(status) => Err(status),
     };
     if method.kind().is_unary() {
-        warn_if_slow(state, method, started, &result);
+        slow::tell(
+            state,
+            &slow::Answered {
+                origin,
+                method,
+                started,
+                request: seen,
+                result: &result,
+            },
+        );
     }
     match result {
         Ok(answer) => {
@@ -104,23 +123,10 @@ pub(crate) async fn serve(
     }
 }
 
-/// Tells of a call that took longer than the operator wants.
-fn warn_if_slow(state: &State, method: Method, started: Instant, result: &Result<Answer, Status>) {
-    let took = started.elapsed();
-    if took >= state.settings.slow_call {
-        tracing::warn!(
-            "time spent" = ?took,
-            "response type" = format!("/{}/{}", method.service(), method.name()),
-            success = result.is_ok(),
-            "request stats"
-        );
-    }
-}
-
 /// Gives a call no more time than its client does.
 async fn within(
     timeout: Option<Duration>,
-    answer: impl Future<Output = Result<Answer, Status>>,
+    answer: Pin<&mut impl Future<Output = Result<Answer, Status>>>,
 ) -> Result<Answer, Status> {
     match timeout {
         None => answer.await,
@@ -186,30 +192,43 @@ async fn one<Q: Message + Default>(call: &Call, mut inbound: Inbound) -> Result<
     Ok(request)
 }
 
-async fn route(call: Call, mut inbound: Inbound) -> Result<Answer, Status> {
+async fn route(
+    call: Call,
+    mut inbound: Inbound,
+    seen: &mut Option<Bytes>,
+) -> Result<Answer, Status> {
     match call.method {
         Method::Range => {
             let message = inbound.single().await?;
+            *seen = Some(message.clone());
             let request: keelson_proto::rpc::etcdserverpb::RangeRequest = inbound::decode(message)?;
             call.admit(request.serializable)?;
             kv::range(&call, request).await
         }
         Method::Put => {
-            let request = one(&call, inbound).await?;
+            let message = inbound.single().await?;
+            *seen = Some(message.clone());
+            let request = inbound::decode(message)?;
+            call.admit(false)?;
             kv::put(&call, request).await
         }
         Method::Txn => {
             let message = inbound.single().await?;
+            *seen = Some(message.clone());
             let request = inbound::decode_txn(message)?;
             call.admit(false)?;
-            txn::txn(&call, request).await
+            Box::pin(txn::txn(&call, request)).await
         }
         // Boxed, so that the calls above do not carry the size of the largest of all others.
-        _ => Box::pin(route_rare(call, inbound)).await,
+        _ => Box::pin(route_rare(call, inbound, seen)).await,
     }
 }
 
-async fn route_rare(call: Call, mut inbound: Inbound) -> Result<Answer, Status> {
+async fn route_rare(
+    call: Call,
+    mut inbound: Inbound,
+    seen: &mut Option<Bytes>,
+) -> Result<Answer, Status> {
     macro_rules! unary {
         ($handler:path) => {{
             let request = one(&call, inbound).await?;
@@ -225,7 +244,13 @@ async fn route_rare(call: Call, mut inbound: Inbound) -> Result<Answer, Status> 
             let request = one(&call, inbound).await?;
             kv_stream::range_stream(call, request).await
         }
-        Method::DeleteRange => unary!(kv::delete_range),
+        Method::DeleteRange => {
+            let message = inbound.single().await?;
+            *seen = Some(message.clone());
+            let request = inbound::decode(message)?;
+            call.admit(false)?;
+            kv::delete_range(&call, request).await
+        }
         Method::Compact => unary!(kv::compact),
         Method::Watch => {
             call.admit(false)?;

@@ -1,11 +1,13 @@
 //! Everything that comes over a connection: gRPC by its content type, the rest by its path.
 
+use std::io::Write as _;
 use std::sync::Arc;
 
 use http::header::{self, HeaderName, HeaderValue};
-use http::{Method, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 
+use crate::descriptors;
 use crate::grpc;
 use crate::grpc::splice::Body;
 use crate::metrics;
@@ -36,7 +38,8 @@ impl Handle for State {
             }
             Purpose::ClientGrpc => text(StatusCode::UNSUPPORTED_MEDIA_TYPE, ""),
             Purpose::Peer => peer(self, request),
-            Purpose::Client | Purpose::ClientHttp | Purpose::Metrics => {
+            Purpose::Metrics => Box::pin(route(self, origin, request)).await,
+            Purpose::Client | Purpose::ClientHttp => {
                 let mut response = Box::pin(route(self, origin, request)).await;
                 allow_origins(&mut response);
                 response
@@ -45,7 +48,13 @@ impl Handle for State {
     }
 
     async fn background(self: &Arc<State>, thread: u16) {
+        let descriptors = async {
+            if thread == 0 {
+                descriptors::watch().await;
+            }
+        };
         tokio::join!(
+            descriptors,
             self.tickets.deliveries(thread),
             self.watching.run(thread, self)
         );
@@ -93,7 +102,8 @@ async fn route(state: &Arc<State>, origin: Origin, request: Request<Incoming>) -
     let query = request.uri().query().unwrap_or_default();
     let get = request.method() == Method::GET;
     match path {
-        "/metrics" => exposition(state),
+        "/metrics" => exposition(state, request.headers()),
+        "/debug/vars" if origin.purpose != Purpose::Metrics => variables(state),
         "/health" if get => health::health(state, origin, query).await,
         "/health" => method_not_allowed(),
         "/version" if origin.purpose == Purpose::Metrics => not_found(),
@@ -136,10 +146,68 @@ fn members(state: &State) -> Response<Body> {
     response
 }
 
-fn exposition(state: &State) -> Response<Body> {
-    let mut response = Response::new(Body::plain(
-        state.metrics.text(metrics::member::families(state)),
-    ));
+/// What Go programs show of themselves, as far as there is a source for it.
+fn variables(state: &State) -> Response<Body> {
+    let status = state.node.status();
+    let (id, leader) = (state.node.member_id(), status.leader);
+    let role = match (leader == id, status.is_learner) {
+        (true, _) => "StateLeader",
+        // Who knows no leader looks for one.
+        (false, false) if leader.is_none() => "StateCandidate",
+        (false, _) => "StateFollower",
+    };
+    let shown = serde_json::json!({
+        "cmdline": std::env::args().collect::<Vec<_>>(),
+        "file_descriptor_limit": descriptors::limit(),
+        "raft.status": {
+            "id": id.to_string(),
+            "term": status.term.0,
+            "commit": status.committed.0,
+            "lead": leader.to_string(),
+            "raftState": role,
+            "applied": status.applied.0,
+        },
+    });
+    let mut response = Response::new(Body::plain(format!("{shown:#}\n")));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json; charset=utf-8"),
+    );
+    response
+}
+
+/// Whether the client takes gzip: it names it, and does not take that back with a weight of 0.
+fn takes_gzip(headers: &HeaderMap) -> bool {
+    let values = headers.get_all(header::ACCEPT_ENCODING).iter();
+    values
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|coding| {
+            let (name, weight) = coding.split_once(';').unwrap_or((coding, ""));
+            let refused = matches!(weight.trim(), "q=0" | "q=0.0" | "q=0.00" | "q=0.000");
+            name.trim().eq_ignore_ascii_case("gzip") && !refused
+        })
+}
+
+fn gzip(text: &str) -> std::io::Result<Vec<u8>> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(text.as_bytes())?;
+    encoder.finish()
+}
+
+fn exposition(state: &State, headers: &HeaderMap) -> Response<Body> {
+    let text = state.metrics.text(metrics::member::families(state));
+    let packed = takes_gzip(headers).then(|| gzip(&text).ok()).flatten();
+    let mut response = match packed {
+        Some(packed) => {
+            let mut response = Response::new(Body::plain(packed));
+            response
+                .headers_mut()
+                .insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+            response
+        }
+        None => Response::new(Body::plain(text)),
+    };
     response.headers_mut().insert(
         header::CONTENT_TYPE,
         HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8; escaping=underscores"),
@@ -190,4 +258,25 @@ fn method_not_allowed() -> Response<Body> {
         .headers_mut()
         .insert(header::ALLOW, HeaderValue::from_static("GET"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gzip_is_taken_where_it_is_named_and_not_refused() {
+        let takes = |value: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static(value));
+            takes_gzip(&headers)
+        };
+        for yes in ["gzip", "deflate, gzip", "GZIP;q=0.5", "gzip;q=1.0, *;q=0"] {
+            assert!(takes(yes), "{yes}");
+        }
+        for no in ["", "identity", "gzip;q=0", "zstd, br", "x-gzip-like"] {
+            assert!(!takes(no), "{no}");
+        }
+        assert!(!takes_gzip(&HeaderMap::new()));
+    }
 }

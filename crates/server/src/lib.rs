@@ -1,6 +1,7 @@
 //! Sockets around a member: gRPC, HTTP, metrics, configuration.
 
 pub mod config;
+mod descriptors;
 mod error;
 mod grpc;
 mod http;

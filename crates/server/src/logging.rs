@@ -102,8 +102,12 @@ impl LogLevel {
         Targets::new()
             .with_default(own.min(LevelFilter::WARN))
             .with_target("keelson", own)
+            .with_target(RAFT, own)
     }
 }
+
+/// The target of what consensus tells, and its logger's name.
+const RAFT: &str = "raft";
 
 /// Checks the settings of logging without opening anything, in etcd's order.
 pub(crate) fn check(config: &Config) -> Result<(), ConfigError> {
@@ -202,6 +206,9 @@ impl<S: Subscriber> Layer<S> for Lines {
     fn on_event(&self, event: &Event<'_>, _context: Context<'_, S>) {
         let mut parts = Parts::default();
         event.record(&mut parts);
+        if event.metadata().target() == RAFT {
+            parts.logger = Some(RAFT.to_owned());
+        }
         let level = parts
             .level
             .unwrap_or_else(|| LogLevel::of(*event.metadata().level()));
@@ -312,6 +319,13 @@ impl Visit for Parts {
 #[must_use]
 pub fn json<T: serde::Serialize + ?Sized>(value: &T) -> String {
     serde_json::to_string(value).unwrap_or_else(|_| "null".to_owned())
+}
+
+/// A moment as lines begin with it, for a field.
+pub(crate) fn timestamp(time: SystemTime) -> String {
+    let mut text = String::new();
+    line::push_time(&mut text, time);
+    text
 }
 
 /// The log that was set up: its level can be changed while it runs.

@@ -6,6 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use keelson_node::{Env, Node, Watchers};
+use keelson_proto::ids::MemberId;
 use keelson_store::EventRange;
 use keelson_store::{Quota, auth};
 use keelson_transport::listener::{ListenOptions, Listener};
@@ -15,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::Error;
-use crate::config::{AutoCompaction, Checked, Gate};
+use crate::config::{AutoCompaction, Checked, ClusterState, Gate};
 use crate::http::Early;
 use crate::logging::{self, json};
 use crate::metrics::Metrics;
@@ -50,6 +51,37 @@ pub struct Member {
     serving: Option<Serving>,
     metrics_serving: Option<Serving>,
     client_urls: Vec<Url>,
+    closing: Closing,
+    is_down: bool,
+}
+
+/// What the last lines name.
+struct Closing {
+    name: String,
+    data_dir: String,
+    peer_urls: String,
+    client_urls: String,
+}
+
+impl Closing {
+    fn of(config: &Checked) -> Closing {
+        Closing {
+            name: config.name.clone(),
+            data_dir: config.data_dir.display().to_string(),
+            peer_urls: json(&texts(&config.advertise_peer_urls)),
+            client_urls: json(&texts(&config.advertise_client_urls)),
+        }
+    }
+
+    fn log(&self, message: &str) {
+        info!(
+            name = %self.name,
+            "data-dir" = %self.data_dir,
+            "advertise-peer-urls:json" = %self.peer_urls,
+            "advertise-client-urls:json" = %self.client_urls,
+            "{message}"
+        );
+    }
 }
 
 impl std::fmt::Debug for Member {
@@ -107,6 +139,7 @@ impl Member {
         });
         log_start(&config);
         let node = Node::start(node_config(&config)?, env, Arc::clone(&tickets) as _, told)?;
+        warn!("simple token is not cryptographically signed");
         let draining = CancellationToken::new();
         let state = Arc::new(State {
             tokens,
@@ -123,6 +156,8 @@ impl Member {
         let client_urls = sockets.clients.iter().map(|(_, _, url)| url.clone());
         let mut member = Member {
             client_urls: client_urls.collect(),
+            closing: Closing::of(&config),
+            is_down: false,
             serving: None,
             metrics_serving: None,
             state,
@@ -158,7 +193,7 @@ impl Member {
             clients,
             metrics,
         } = sockets;
-        log_addresses(config);
+        log_addresses(config, self.state.node.member_id());
         let start = |threads| {
             let draining = self.state.draining.clone();
             Serving::start(threads, &self.state, limits, draining).map_err(threads_error)
@@ -235,9 +270,12 @@ impl Member {
     }
 
     fn shut_down(&mut self, in_order: bool) {
+        if std::mem::replace(&mut self.is_down, true) {
+            return;
+        }
         if let Some(mut serving) = self.serving.take() {
             if in_order {
-                info!("closing etcd server");
+                self.closing.log("closing etcd server");
                 serving.drain();
             }
             let patience = if in_order {
@@ -248,7 +286,13 @@ impl Member {
             serving.join(patience);
         }
         if in_order {
-            self.state.node.stop();
+            let node = &self.state.node;
+            info!(
+                "local-member-id" = %node.member_id(),
+                "current-leader-member-id" = %node.status().leader,
+                "skipped leadership transfer for single voting member cluster"
+            );
+            node.stop();
         } else {
             self.state.node.kill();
         }
@@ -256,7 +300,7 @@ impl Member {
         if let Some(serving) = self.metrics_serving.take() {
             serving.join(Duration::ZERO);
             if in_order {
-                info!("closed etcd server");
+                self.closing.log("closed etcd server");
             }
         }
     }
@@ -361,6 +405,7 @@ fn settings(config: &Checked) -> Settings {
         quota_backend_bytes: config.quota_backend_bytes,
         bcrypt_cost: bcrypt_cost(config.bcrypt_cost),
         request_timeout: REQUEST_BASE + Duration::from_millis(2 * config.election_ms),
+        slow_apply: config.warning_apply_duration,
         slow_call: config.warning_unary_request_duration,
     }
 }
@@ -443,12 +488,15 @@ fn log_start(config: &Checked) {
     info!(
         "etcd-version" = ETCD_VERSION,
         "keelson-version" = env!("CARGO_PKG_VERSION"),
+        "max-cpu-set" = serving_threads(),
         "max-cpu-available" = serving_threads(),
         "member-initialized" = config.has_log(),
         name = %config.name,
         "data-dir" = %config.data_dir.display(),
         "wal-dir" = %config.wal_dir.display(),
+        "wal-dir-dedicated" = %config.wal_dir.display(),
         "member-dir" = %config.member_dir().display(),
+        "force-new-cluster" = false,
         "heartbeat-interval" = ?config.tick(),
         "election-timeout" = ?Duration::from_millis(config.election_ms),
         "initial-election-tick-advance" = config.initial_election_tick_advance,
@@ -461,7 +509,15 @@ fn log_start(config: &Checked) {
         "advertise-client-urls:json" = json(&texts(&config.advertise_client_urls)),
         "listen-client-urls:json" = json(&texts(&config.listen_client_urls)),
         "listen-metrics-urls:json" = json(&texts(&config.listen_metrics_urls)),
+        "local-address" = "",
+        "cors:json" = json(&["*"]),
+        "host-whitelist:json" = json(&["*"]),
         "initial-cluster" = %config.initial_cluster(),
+        "initial-cluster-state" = if config.initial_cluster_state == ClusterState::New {
+            "new"
+        } else {
+            "existing"
+        },
         "initial-cluster-token" = %config.initial_cluster_token,
         "quota-backend-bytes" = config.quota().map_or(config.quota_backend_bytes, |quota| {
             i64::try_from(quota).unwrap_or(i64::MAX)
@@ -469,15 +525,18 @@ fn log_start(config: &Checked) {
         "max-request-bytes" = config.max_request_bytes,
         "max-concurrent-streams" = config.max_concurrent_streams,
         "pre-vote" = config.pre_vote,
+        "feature-gates" = %config.feature_gates,
         "auto-compaction-mode" = %config.auto_compaction_mode,
         "auto-compaction-retention" = %config.auto_compaction_retention,
+        "max-learners" = config.max_learners,
         "v2-deprecation" = "write-only",
         "starting an etcd server"
     );
 }
 
-fn log_addresses(config: &Checked) {
+fn log_addresses(config: &Checked, member: MemberId) {
     info!(
+        "local-member-id" = %member,
         "initial-advertise-peer-urls:json" = json(&texts(&config.advertise_peer_urls)),
         "listen-peer-urls:json" = json(&texts(&config.listen_peer_urls)),
         "advertise-client-urls:json" = json(&texts(&config.advertise_client_urls)),

@@ -64,6 +64,8 @@ pub(crate) struct Metrics {
     pub(crate) ranges: IntCounter,
     /// Transactions of ranges alone.
     pub(crate) read_txns: IntCounter,
+    /// Reads that took longer than apply may take.
+    pub(crate) slow_reads: IntCounter,
     pub(crate) slow_read_indexes: IntCounter,
     pub(crate) failed_proposals: IntCounter,
     pub(crate) pending_proposals: IntGauge,
@@ -277,6 +279,7 @@ impl Metrics {
             // Shown together with what the node counts.
             ranges: unregistered("ranges"),
             read_txns: unregistered("read_txns"),
+            slow_reads: unregistered("slow_reads"),
             slow_read_indexes: make.counter(
                 "etcd_server_slow_read_indexes_total",
                 "The total number of pending read indexes not in sync with leader's or timed out read index requests.",
@@ -499,13 +502,13 @@ impl CallMeter {
 
     /// A whole message goes out.
     pub(crate) fn sent(&self, bytes: usize) {
-        self.sent_message();
+        self.sent_messages(1);
         self.sent_bytes(bytes);
     }
 
-    /// A message begins to go out.
-    pub(crate) fn sent_message(&self) {
-        self.metrics.methods.meters(self.method).sent.inc();
+    /// So many messages begin to go out.
+    pub(crate) fn sent_messages(&self, count: u64) {
+        self.metrics.methods.meters(self.method).sent.inc_by(count);
     }
 
     /// Bytes of a message go out.

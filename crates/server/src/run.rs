@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal, raise};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::config::Checked;
 use crate::{Error, Member};
@@ -62,7 +62,6 @@ pub fn serve(config: Checked) -> Result<(), Error> {
             Err(RecvTimeoutError::Disconnected) => thread::sleep(LOOK_EVERY),
         }
         if let Some(failure) = member.failure() {
-            error!(error = %failure, "server error");
             member.stop();
             return Err(Error::Stopped(failure));
         }
@@ -70,6 +69,10 @@ pub fn serve(config: Checked) -> Result<(), Error> {
     info!(signal = go_name(signal), "received signal; shutting down");
     member.stop();
     end_by(signal);
+    if std::process::id() != 1 {
+        // Whoever started us had told us to ignore the signal; the code is that of an end by it.
+        std::process::exit(128 + signal as i32);
+    }
     Ok(())
 }
 

@@ -11,6 +11,7 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -28,11 +29,15 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::grpc::splice::Body;
+use gather::Gather;
 
-/// Flow-control windows, in bytes: how much a client may send before we have read it.
-const WINDOW: u32 = 1 << 20;
+mod gather;
 
-/// The same for all streams of a connection. Half of it is what the many small messages of a
+/// Flow-control window of a stream, in bytes: how much a client may send before we have read it.
+const STREAM_WINDOW: u32 = 1 << 20;
+
+/// The same for all streams of a connection: larger, so that a stream which nobody reads does not hold
+/// up the others. Half of it is what the many small messages of a
 /// connection may cost until they are read, at up to 256 each: beyond that h2 ends the connection.
 /// Ten thousand watches that are made at once are no attack.
 const CONNECTION_WINDOW: u32 = 16 << 20;
@@ -76,6 +81,8 @@ pub(crate) struct Origin {
     /// The number of the serving thread.
     pub(crate) thread: u16,
     pub(crate) purpose: Purpose,
+    /// Who is at its other end; nobody that has a name over a Unix socket.
+    pub(crate) remote: Option<SocketAddr>,
 }
 
 /// What answers requests.
@@ -278,7 +285,7 @@ fn connection_builder(limits: Limits) -> auto::Builder<TokioExecutor> {
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(streams)
-        .initial_stream_window_size(WINDOW)
+        .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .adaptive_window(false)
         .max_frame_size(FRAME_MAX)
@@ -291,6 +298,8 @@ fn connection_builder(limits: Limits) -> auto::Builder<TokioExecutor> {
     builder
         .http1()
         .timer(TokioTimer::new())
+        // As Go writes them; some scripts compare.
+        .title_case_headers(true)
         .header_read_timeout(HEAD_TIMEOUT);
     builder
 }
@@ -343,6 +352,7 @@ impl<H: Handle> Worker<H> {
             open: Arc::clone(&self.open),
             _place: place,
         };
+        let remote = socket.remote_address();
         let stream = match socket.into_stream() {
             Ok(stream) => stream,
             Err(error) => {
@@ -355,6 +365,7 @@ impl<H: Handle> Worker<H> {
             Origin {
                 thread: self.number,
                 purpose,
+                remote,
             },
             Arc::clone(&self.handler),
             self.connections.clone(),
@@ -388,7 +399,7 @@ async fn serve_connection<H: Handle>(
         let handler = Arc::clone(&handler);
         async move { Ok::<_, Infallible>(handler.handle(origin, request).await) }
     });
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(Gather::new(stream)), service));
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         () = draining.cancelled() => {

@@ -55,7 +55,9 @@ pub(crate) struct Settings {
     pub(crate) bcrypt_cost: u32,
     /// How long an answer is waited for: 5 s and two election timeouts.
     pub(crate) request_timeout: Duration,
-    /// A unary call that takes longer is warned of.
+    /// A read that takes longer is warned of.
+    pub(crate) slow_apply: Duration,
+    /// A unary call that takes longer is warned of; zero never.
     pub(crate) slow_call: Duration,
 }
 

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::Instant;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use keelson_store::watch::{
     Chunk, FETCH_BYTES, Fetched, Flow, Handle, Shard, Spec, State as ShardState, StreamId, Target,
     fetch,
@@ -20,11 +20,15 @@ use keelson_store::watch::{
 use keelson_store::{EventRange, EventRecord};
 use tokio::sync::Notify;
 
+use crate::grpc::splice;
 use crate::grpc::watch_response::{self as response, Flags};
 use crate::state::State;
 
 /// Bytes that may wait to be sent on one stream; its watchers lag beyond that.
 const STREAM_BYTES_MAX: usize = 1 << 20;
+
+/// Small responses are packed up to so many bytes: what most clients take in one frame.
+const PACK: usize = 16 << 10;
 
 /// Bytes that are handed to HTTP/2 at once: what is handed over is no longer counted here.
 const PIECE: usize = 64 << 10;
@@ -107,11 +111,9 @@ struct Queued {
     begun: bool,
 }
 
-/// A part of a response.
+/// What is handed to HTTP/2 at once: a part of a response, or several whole ones.
 pub(crate) struct Piece {
-    pub(crate) bytes: Bytes,
-    /// Whether a response begins with it.
-    pub(crate) first: bool,
+    pub(crate) chunk: splice::Chunk,
     /// Whether a response ends with it.
     pub(crate) last: bool,
 }
@@ -131,6 +133,81 @@ impl Stream {
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
+    }
+
+    /// Takes out what is to be sent next: a part of a response that is too long to be handed over at
+    /// once, or whole responses.
+    fn next_piece(&mut self) -> Option<Piece> {
+        while let Some(next) = self.queue.front_mut() {
+            let ended = |id| !self.watches.contains_key(&id);
+            if !next.begun && next.events_of.is_some_and(ended) {
+                drop(self.pop_next());
+                continue;
+            }
+            if !next.begun && next.bytes.len() <= PIECE {
+                let chunk = self.pack()?;
+                return Some(Piece { chunk, last: true });
+            }
+            let first = !std::mem::replace(&mut next.begun, true);
+            let last = next.bytes.len() <= PIECE;
+            let part = next.bytes.split_to(next.bytes.len().min(PIECE));
+            self.queued_bytes -= part.len();
+            if last {
+                self.queue.pop_front();
+            }
+            let chunk = if first {
+                splice::Chunk::first(part)
+            } else {
+                splice::Chunk::further(part)
+            };
+            return Some(Piece { chunk, last });
+        }
+        None
+    }
+
+    /// Takes out the next response, with those behind it as far as they fit into one frame: a frame
+    /// of HTTP/2 costs more than a small response. What a watcher got that has ended is left out.
+    fn pack(&mut self) -> Option<splice::Chunk> {
+        let first = self.pop()?;
+        let mut packed = BytesMut::new();
+        let mut messages = 1;
+        while let Some(next) = self.queue.front()
+            && first.len().max(packed.len()) + next.bytes.len() <= PACK
+        {
+            if packed.is_empty() {
+                packed.reserve(PACK.min(first.len() + self.queued_bytes));
+                packed.extend_from_slice(&first);
+            }
+            if let Some(next) = self.pop_next() {
+                packed.extend_from_slice(&next);
+                messages += 1;
+            }
+        }
+        let bytes = if packed.is_empty() {
+            first
+        } else {
+            packed.freeze()
+        };
+        Some(splice::Chunk::packed(bytes, messages))
+    }
+
+    fn pop(&mut self) -> Option<Bytes> {
+        while !self.queue.is_empty() {
+            if let Some(bytes) = self.pop_next() {
+                return Some(bytes);
+            }
+        }
+        None
+    }
+
+    /// Takes out the next response; nothing where its watcher has ended, or where there is none.
+    fn pop_next(&mut self) -> Option<Bytes> {
+        let Queued {
+            bytes, events_of, ..
+        } = self.queue.pop_front()?;
+        self.queued_bytes -= bytes.len();
+        let ended = events_of.is_some_and(|id| !self.watches.contains_key(&id));
+        (!ended).then_some(bytes)
     }
 }
 
@@ -549,38 +626,25 @@ impl StreamHandle {
             .is_some_and(Stream::is_full)
     }
 
-    /// The next part of a response; `None` if the stream was broken.
+    /// The next responses, or a part of a long one; `None` if the stream was broken.
     pub(crate) fn poll_next(&self, waker: &Waker) -> Poll<Option<Piece>> {
         let mut core = self.core();
         let Core { shard, streams, .. } = &mut *core;
         let Some(stream) = streams.get_mut(&self.id) else {
             return Poll::Ready(None);
         };
-        while let Some(next) = stream.queue.front_mut() {
-            let ended = |id| !stream.watches.contains_key(&id);
-            let dropped = !next.begun && next.events_of.is_some_and(ended);
-            let most = if dropped { usize::MAX } else { PIECE };
-            let piece = Piece {
-                first: !std::mem::replace(&mut next.begun, true),
-                last: next.bytes.len() <= most,
-                bytes: next.bytes.split_to(next.bytes.len().min(most)),
-            };
-            if piece.last {
-                stream.queue.pop_front();
+        let piece = stream.next_piece();
+        if stream.queued_bytes <= STREAM_BYTES_MAX / 2 && !stream.blocked.is_empty() {
+            for handle in std::mem::take(&mut stream.blocked) {
+                shard.resume(handle);
             }
-            stream.queued_bytes -= piece.bytes.len();
-            if stream.queued_bytes <= STREAM_BYTES_MAX / 2 && !stream.blocked.is_empty() {
-                for handle in std::mem::take(&mut stream.blocked) {
-                    shard.resume(handle);
-                }
-                self.wake_task();
-            }
-            if !dropped {
-                return Poll::Ready(Some(piece));
-            }
+            self.wake_task();
         }
-        stream.waker = Some(waker.clone());
-        Poll::Pending
+        if piece.is_none() {
+            stream.waker = Some(waker.clone());
+            return Poll::Pending;
+        }
+        Poll::Ready(piece)
     }
 }
 
@@ -630,10 +694,10 @@ mod tests {
             let Poll::Ready(Some(piece)) = stream.poll_next(Waker::noop()) else {
                 panic!("a piece is there");
             };
-            assert!(piece.bytes.len() <= PIECE);
-            assert_eq!(piece.first, received.is_empty());
+            assert!(piece.chunk.bytes().len() <= PIECE);
+            assert_eq!(piece.chunk.messages(), u64::from(received.is_empty()));
             assert!(!stream.is_full() || received.len() < PIECE);
-            received.extend_from_slice(&piece.bytes);
+            received.extend_from_slice(piece.chunk.bytes());
             last = piece.last;
         }
         assert_eq!(received, long);
@@ -641,8 +705,8 @@ mod tests {
             panic!("the next response is there");
         };
         assert_eq!(
-            (&piece.bytes[..], piece.first, piece.last),
-            (&b"short"[..], true, true)
+            (piece.chunk.bytes(), piece.chunk.messages(), piece.last),
+            (&b"short"[..], 1, true)
         );
         assert!(stream.poll_next(Waker::noop()).is_pending());
     }

@@ -190,6 +190,15 @@ pub enum Socket {
 }
 
 impl Socket {
+    /// Who is at the other end; nobody that has an address over a Unix socket.
+    #[must_use]
+    pub fn remote_address(&self) -> Option<std::net::SocketAddr> {
+        match self {
+            Socket::Tcp(socket) => socket.peer_addr().ok(),
+            Socket::Unix(_) => None,
+        }
+    }
+
     /// Takes the connection into the reactor of the runtime that this is called in.
     ///
     /// # Errors

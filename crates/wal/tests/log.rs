@@ -578,4 +578,30 @@ proptest! {
         drop(read(&*files, dir, mark(0)));
         prop_assert!(Wal::open(files, dir, mark(0), options(2048)).is_err());
     }
+
+    /// A `.snap` file that was damaged is an error, or what was written; one of any bytes at all is
+    /// no panic.
+    #[test]
+    fn damaged_snap_files_give_errors_or_what_was_written(
+        hurts in prop::collection::vec(damage(), 1..4),
+        any in prop::collection::vec(any::<u8>(), 0..200),
+    ) {
+        let dir = Path::new("/snap");
+        let files = Arc::new(MemFiles::new());
+        files.create_dir(dir).unwrap();
+        let whole = snapshot(7, &[0x5a; 3000]);
+        let path = SnapFiles::new(files.clone(), dir).save(&whole).unwrap();
+        let mut bytes = files.bytes(&path).unwrap();
+        for damage in &hurts {
+            hurt(&mut bytes, damage);
+        }
+        let damaged = dir.join("damaged.snap");
+        files.insert(&damaged, bytes).unwrap();
+        if let Ok(read) = read_snap(&*files, &damaged) {
+            prop_assert_eq!(read, whole);
+        }
+        let random = dir.join("random.snap");
+        files.insert(&random, any).unwrap();
+        drop(read_snap(&*files, &random));
+    }
 }

@@ -68,6 +68,12 @@ impl Directory {
         Ok(Directory { root })
     }
 
+    /// Where it is: the data directory of a server.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.root.path()
+    }
+
     /// The database.
     #[must_use]
     pub fn database(&self) -> PathBuf {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use keelson_node::HumanBytes;
 use tracing::{info, warn};
 
 use super::duration::GoDuration;
@@ -348,29 +349,48 @@ fn warn_of(config: &Config) {
     if config.max_request_bytes > RECOMMENDED_REQUEST_BYTES {
         warn!(
             "max-request-bytes" = config.max_request_bytes,
+            "max-request-size" = %HumanBytes(config.max_request_bytes.into()),
             "recommended-request-bytes" = RECOMMENDED_REQUEST_BYTES,
+            "recommended-request-size" = %HumanBytes(RECOMMENDED_REQUEST_BYTES.into()),
             "exceeded recommended request limit"
         );
     }
-    if config.quota_backend_bytes < 0 {
+    warn_of_quota(config.quota_backend_bytes);
+}
+
+fn warn_of_quota(quota: i64) {
+    let name = "v3-applier";
+    let Ok(bytes) = u64::try_from(quota) else {
         info!(
-            "quota-size-bytes" = config.quota_backend_bytes,
+            "quota-name" = name,
+            "quota-size-bytes" = quota,
             "disabled backend quota"
         );
-    } else if config.quota_backend_bytes > RECOMMENDED_QUOTA {
+        return;
+    };
+    let shown = HumanBytes(if bytes == 0 { DEFAULT_QUOTA } else { bytes });
+    if quota > RECOMMENDED_QUOTA {
         warn!(
-            "quota-bytes" = config.quota_backend_bytes,
-            "quota-maximum-bytes" = RECOMMENDED_QUOTA,
+            "quota-name" = name,
+            "quota-size-bytes" = bytes,
+            "quota-size" = %shown,
+            "quota-maximum-size-bytes" = RECOMMENDED_QUOTA,
+            "quota-maximum-size" = %HumanBytes(RECOMMENDED_QUOTA.unsigned_abs()),
             "quota exceeds the maximum value"
         );
-    } else if config.quota_backend_bytes == 0 {
+    }
+    if bytes == 0 {
         info!(
+            "quota-name" = name,
             "quota-size-bytes" = DEFAULT_QUOTA,
+            "quota-size" = %shown,
             "enabled backend quota with default value"
         );
     } else {
         info!(
-            "quota-size-bytes" = config.quota_backend_bytes,
+            "quota-name" = name,
+            "quota-size-bytes" = bytes,
+            "quota-size" = %shown,
             "enabled backend quota"
         );
     }

@@ -183,21 +183,30 @@ impl Call {
     /// # Errors
     ///
     /// What apply refused it with, that it could not be proposed, or that the time is up.
-    pub(crate) async fn propose(
-        &self,
-        kind: &str,
+    pub(crate) fn propose<'a>(
+        &'a self,
+        kind: &'a str,
         mut request: InternalRaftRequest,
-    ) -> Result<Outcome, Status> {
+    ) -> impl Future<Output = Result<Outcome, Status>> + Send + 'a {
+        let proposed = self.sign(&mut request).and_then(|()| self.submit(request));
+        async move { self.outcome(kind, proposed?).await }
+    }
+
+    /// Writes into a request who sent it, if that one may.
+    ///
+    /// # Errors
+    ///
+    /// As [`Call::permit`].
+    fn sign(&self, request: &mut InternalRaftRequest) -> Result<(), Status> {
         let auth = self.shared().auth();
         let caller = self.caller(&auth)?;
-        auth::permit(&auth, &caller.who(), &auth::before_proposal(&request))?;
-        drop(auth);
+        auth::permit(&auth, &caller.who(), &auth::before_proposal(request))?;
         request.header = Some(RequestHeader {
             id: 0,
             username: caller.user,
             auth_revision: caller.auth_revision,
         });
-        self.propose_as_is(kind, request).await
+        Ok(())
     }
 
     /// As [`Call::propose`], in nobody's name.
@@ -205,18 +214,39 @@ impl Call {
     /// # Errors
     ///
     /// As [`Call::propose`].
-    pub(crate) async fn propose_as_is(
-        &self,
-        kind: &str,
+    pub(crate) fn propose_as_is<'a>(
+        &'a self,
+        kind: &'a str,
         request: InternalRaftRequest,
-    ) -> Result<Outcome, Status> {
-        let metrics = &self.state.metrics;
+    ) -> impl Future<Output = Result<Outcome, Status>> + Send + 'a {
+        let proposed = self.submit(request);
+        async move { self.outcome(kind, proposed?).await }
+    }
+
+    /// Puts a request on its way. Not part of a future: a request is large, and what a future holds
+    /// is moved with every call.
+    ///
+    /// # Errors
+    ///
+    /// What the node says.
+    fn submit(&self, request: InternalRaftRequest) -> Result<Proposed, Status> {
         let started = Instant::now();
         let awaited = self.reserve();
         self.state
             .node
             .propose(request, awaited.ticket())
-            .inspect_err(|_| metrics.failed_proposals.inc())?;
+            .inspect_err(|_| self.state.metrics.failed_proposals.inc())?;
+        Ok(Proposed { awaited, started })
+    }
+
+    /// Waits until a request has been applied.
+    ///
+    /// # Errors
+    ///
+    /// What apply refused it with, or that the time is up.
+    async fn outcome(&self, kind: &str, proposed: Proposed) -> Result<Outcome, Status> {
+        let metrics = &self.state.metrics;
+        let Proposed { awaited, started } = proposed;
         let pending = Pending::count(&metrics.pending_proposals);
         let reply = self.state.wait(awaited).await;
         drop(pending);
@@ -278,11 +308,18 @@ impl Call {
             }),
             ..InternalRaftRequest::default()
         };
-        if let Err(status) = self.propose_as_is("Alarm", raise).await {
+        // Boxed: it is rare, and every put would carry its size.
+        if let Err(status) = Box::pin(self.propose_as_is("Alarm", raise)).await {
             tracing::warn!(error = %status.text, "failed to raise alarm");
         }
         Err(ApiError::NoSpace.into())
     }
+}
+
+/// A request on its way.
+struct Proposed {
+    awaited: Awaited,
+    started: Instant,
 }
 
 /// Counts a proposal for as long as somebody waits for it.

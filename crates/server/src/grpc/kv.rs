@@ -14,6 +14,7 @@ use keelson_store::{Outcome, quota};
 
 use super::assemble::{self, Assembly};
 use super::call::{Call, mismatched};
+use super::slow;
 use super::splice::{self, Answer};
 use super::status::Status;
 use super::validate;
@@ -39,9 +40,22 @@ async fn read(call: &Call, request: &RangeRequest) -> Result<Answer, Status> {
     let plan = planned(call, request).await?;
     let mut assembly = Assembly::default();
     assembly.push(header(&call.header(plan.revision)));
+    let keys = match u64::try_from(request.limit) {
+        _ if request.count_only => 0,
+        Ok(limit @ 1..) => plan.count.min(limit),
+        _ => plan.count,
+    };
     assembly.push_rows(call.shared(), plan);
     let answer = assembly.answer(&call.state.pool)?;
-    call.state.metrics.range(started.elapsed());
+    let took = started.elapsed();
+    call.state.metrics.range(took);
+    slow::tell_read(
+        &call.state,
+        took,
+        "read-only range ",
+        || slow::range_text(request),
+        || format!("range_response_count:{keys}"),
+    );
     call.still_permitted(&caller)?;
     Ok(answer)
 }

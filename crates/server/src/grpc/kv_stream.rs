@@ -64,21 +64,32 @@ pub(super) async fn range_stream(call: Call, request: RangeRequest) -> Result<An
     };
     // The first chunk is read before anything is sent, so that its error is all that is sent.
     let (part, rest) = read(&call, rest).await?;
+    let first = Some(Next::Ready(part, rest));
     Ok(Answer::Pieces(Box::pin(stream::try_unfold(
-        (call, caller, Some((part, rest))),
-        |(call, caller, ready)| async move {
-            let Some((part, rest)) = ready else {
-                finish(&call, &caller)?;
-                return Ok(None);
+        (call, caller, first),
+        |(call, caller, next)| async move {
+            let (part, rest) = match next {
+                None => {
+                    finish(&call, &caller)?;
+                    return Ok(None);
+                }
+                Some(Next::Ready(part, rest)) => (part, rest),
+                Some(Next::Unread(rest)) => read(&call, rest).await?,
             };
             let message = message(&call, part);
-            let next = match rest {
-                Some(rest) => Some(read(&call, rest).await?),
-                None => None,
-            };
-            Ok::<_, Ending>(Some((Chunk::from(message), (call, caller, next))))
+            Ok::<_, Ending>(Some((
+                Chunk::from(message),
+                (call, caller, rest.map(Next::Unread)),
+            )))
         },
     ))))
+}
+
+/// A chunk to come. One is read when HTTP/2 has room for it, and not before: a client that reads
+/// slowly costs one chunk.
+enum Next {
+    Ready(Part, Option<Rest>),
+    Unread(Rest),
 }
 
 /// What was sent may have been the caller's no longer; etcd says so at the end.

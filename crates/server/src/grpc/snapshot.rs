@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::stream;
+use keelson_node::HumanBytes;
 use keelson_proto::rpc::etcdserverpb::SnapshotResponse;
 use keelson_proto::{ApiError, Code};
 use keelson_store::Durable;
@@ -21,6 +22,9 @@ use super::status::Status;
 
 /// Bytes of the file in one message.
 const BLOB: usize = 32 << 10;
+
+/// Length of the checksum behind the database.
+const DIGEST_BYTES: usize = 32;
 
 /// What is still to be sent.
 struct Rest {
@@ -41,6 +45,7 @@ pub(super) async fn snapshot(call: Call) -> Result<Answer, Status> {
         .map_or_else(String::new, |version| version.to_string());
     tracing::info!(
         "total-bytes" = durable.read.size(),
+        size = %HumanBytes(durable.read.size()),
         "storage-version" = %version,
         "sending database snapshot to client"
     );
@@ -63,10 +68,25 @@ pub(super) async fn snapshot(call: Call) -> Result<Answer, Status> {
             let (message, rest) = state.pool.run(BLOB as u64, move || rest.next()).await??;
             let next = match rest {
                 Next::Blob(rest) => Some((state, rest)),
-                Next::End(started) => {
+                Next::End {
+                    started,
+                    total,
+                    version,
+                } => {
                     let took = started.elapsed();
                     state.metrics.snapshot_seconds.observe(took.as_secs_f64());
-                    tracing::info!(took = ?took, "successfully sent database snapshot to client");
+                    tracing::info!(
+                        "total-bytes" = total,
+                        "checksum-size" = DIGEST_BYTES,
+                        "sending database sha256 checksum to client"
+                    );
+                    tracing::info!(
+                        "total-bytes" = total,
+                        size = %HumanBytes(total),
+                        took = ?took,
+                        "storage-version" = %version,
+                        "successfully sent database snapshot to client"
+                    );
                     None
                 }
             };
@@ -77,7 +97,11 @@ pub(super) async fn snapshot(call: Call) -> Result<Answer, Status> {
 
 enum Next {
     Blob(Box<Rest>),
-    End(Instant),
+    End {
+        started: Instant,
+        total: u64,
+        version: String,
+    },
 }
 
 impl Rest {
@@ -100,7 +124,12 @@ impl Rest {
         if read == 0 {
             let digest = self.digest.finalize().to_vec();
             let last = message(digest, 0, &self.version);
-            return Ok((last, Next::End(self.started)));
+            let end = Next::End {
+                started: self.started,
+                total: self.offset,
+                version: self.version,
+            };
+            return Ok((last, end));
         }
         blob.truncate(read);
         self.digest.update(&blob);

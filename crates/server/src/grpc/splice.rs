@@ -27,7 +27,7 @@ pub(crate) const PREFIX: usize = 5;
 pub(crate) const MESSAGE_MAX: u64 = i32::MAX as u64;
 
 /// One whole message with its prefix.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Framed(Bytes);
 
 impl Framed {
@@ -114,21 +114,23 @@ pub(crate) fn header_len(header: &ResponseHeader) -> u64 {
     bytes_len(1, header.encoded_len() as u64)
 }
 
-/// A piece of an answer: some bytes of a message, or all of one.
+/// A piece of an answer: some bytes of a message, all of one, or several whole ones.
 #[derive(Debug)]
 pub(crate) struct Chunk {
     bytes: Bytes,
-    /// Whether a message begins here; what is counted as sent.
-    begins: bool,
+    /// How many messages begin here; what is counted as sent.
+    messages: u64,
 }
 
 impl Chunk {
     /// The first bytes of a message, with its prefix.
     pub(crate) fn first(bytes: Bytes) -> Chunk {
-        Chunk {
-            bytes,
-            begins: true,
-        }
+        Chunk { bytes, messages: 1 }
+    }
+
+    /// So many whole messages, each with its prefix, one behind the other.
+    pub(crate) fn packed(bytes: Bytes, messages: u64) -> Chunk {
+        Chunk { bytes, messages }
     }
 
     /// The bytes, with the prefix where a message begins.
@@ -136,12 +138,14 @@ impl Chunk {
         &self.bytes
     }
 
+    /// How many messages begin here.
+    pub(crate) fn messages(&self) -> u64 {
+        self.messages
+    }
+
     /// Further bytes of the same message.
     pub(crate) fn further(bytes: Bytes) -> Chunk {
-        Chunk {
-            bytes,
-            begins: false,
-        }
+        Chunk { bytes, messages: 0 }
     }
 }
 
@@ -259,9 +263,7 @@ impl http_body::Body for Body {
             } => match std::task::ready!(chunks.as_mut().poll_next(cx)) {
                 Some(Ok(chunk)) => {
                     meter.sent_bytes(chunk.bytes.len());
-                    if chunk.begins {
-                        meter.sent_message();
-                    }
+                    meter.sent_messages(chunk.messages());
                     Poll::Ready(Some(Ok(Frame::data(chunk.bytes))))
                 }
                 None => {

@@ -16,6 +16,7 @@ use keelson_store::{OpOutcome, Outcome, Pin, Shared, quota, read_txn};
 use super::assemble::{Assembly, ROWS_AT_ONCE, records_now, refusal_of};
 use super::call::{Call, mismatched};
 use super::kv::{header, push_records};
+use super::slow;
 use super::splice::{self, Answer};
 use super::status::Status;
 use super::validate;
@@ -76,12 +77,21 @@ async fn read(call: &Call, request: TxnRequest) -> Result<Answer, Status> {
     };
     let started = Instant::now();
     let outcome = read_here_or_there(call, &request).await?;
+    let counts = slow::TxnCounts::of(&request);
     let operations = match &outcome {
         Outcome::Txn { ops, .. } => ops.len() + request.compare.len(),
         _ => 0,
     };
     let answer = answer(call, request, outcome).await?;
-    call.state.metrics.read_txn(started.elapsed(), operations);
+    let took = started.elapsed();
+    call.state.metrics.read_txn(took, operations);
+    slow::tell_read(
+        &call.state,
+        took,
+        "read-only txn ",
+        || counts.text(),
+        String::new,
+    );
     call.still_permitted(&caller)?;
     Ok(answer)
 }

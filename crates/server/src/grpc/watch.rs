@@ -77,12 +77,7 @@ impl Stream for WatchStream {
         match this.stream.poll_next(cx.waker()) {
             Poll::Ready(Some(piece)) => {
                 this.inside = !piece.last;
-                let chunk = if piece.first {
-                    Chunk::first(piece.bytes)
-                } else {
-                    Chunk::further(piece.bytes)
-                };
-                Poll::Ready(Some(Ok(chunk)))
+                Poll::Ready(Some(Ok(piece.chunk)))
             }
             Poll::Ready(None) => {
                 let reason = "keelson: history could not be read";

@@ -156,7 +156,7 @@ fn push_json(line: &mut String, text: &str) {
 }
 
 /// RFC 3339 in UTC, with microseconds.
-fn push_time(line: &mut String, time: SystemTime) {
+pub(super) fn push_time(line: &mut String, time: SystemTime) {
     let (seconds, micros) = since_epoch(time);
     let (year, month, day) = civil(seconds / 86_400);
     let (h, m, s) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);

@@ -10,6 +10,7 @@ use keelson_store::quota;
 use prometheus::proto::{self, LabelPair, Metric, MetricFamily, MetricType};
 use rustix::process::{Resource, getrlimit};
 
+use crate::descriptors;
 use crate::state::State;
 
 /// A label and its value.
@@ -216,7 +217,7 @@ fn server(all: &mut Families, state: &State) {
     all.counter(
         "etcd_server_slow_apply_total",
         "The total number of slow apply requests (likely overloaded from slow disk).",
-        stats.slow_applies.get(),
+        stats.slow_applies.get() + state.metrics.slow_reads.get(),
     );
     all.counter(
         "etcd_server_heartbeat_send_failures_total",
@@ -484,13 +485,12 @@ fn disk(all: &mut Families, node: &Node) {
 }
 
 fn process(all: &mut Families) {
-    let used = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
     all.gauge(
         "os_fd_used",
         "The number of used file descriptors.",
-        float(used as u64),
+        float(descriptors::used().unwrap_or_default()),
     );
-    if let Some(limit) = getrlimit(Resource::Nofile).current {
+    if let Some(limit) = descriptors::limit() {
         all.gauge("os_fd_limit", "The file descriptor limit.", float(limit));
     }
     all.gauge(

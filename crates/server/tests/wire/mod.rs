@@ -49,7 +49,7 @@ pub(crate) fn framed(message: &impl Message) -> Bytes {
     out.freeze()
 }
 
-fn request<B>(path: &str, timeout: Option<&str>, body: B) -> Request<B> {
+pub(crate) fn request<B>(path: &str, timeout: Option<&str>, body: B) -> Request<B> {
     let mut builder = Request::post(format!("http://member{path}"))
         .header("content-type", "application/grpc+proto")
         .header("te", "trailers");
@@ -61,7 +61,7 @@ fn request<B>(path: &str, timeout: Option<&str>, body: B) -> Request<B> {
 
 /// A connection for calls with one request message.
 #[derive(Clone)]
-pub(crate) struct Client(SendRequest<Full<Bytes>>);
+pub(crate) struct Client(pub(crate) SendRequest<Full<Bytes>>);
 
 impl Client {
     pub(crate) async fn connect(url: &Url) -> Client {
@@ -136,7 +136,7 @@ pub(crate) struct Answers {
 }
 
 impl Answers {
-    fn of(response: http::Response<Incoming>) -> Answers {
+    pub(crate) fn of(response: http::Response<Incoming>) -> Answers {
         assert_eq!(response.headers()["content-type"], "application/grpc+proto");
         Answers {
             response,
@@ -146,13 +146,19 @@ impl Answers {
 
     /// The next message, or `None` where the call ended well.
     pub(crate) async fn next<R: Message + Default>(&mut self) -> Result<Option<R>, Status> {
+        let message = self.next_bytes().await?;
+        Ok(message.map(|message| R::decode(message).unwrap()))
+    }
+
+    /// As [`Answers::next`], as it came.
+    pub(crate) async fn next_bytes(&mut self) -> Result<Option<Bytes>, Status> {
         loop {
             if let Some(&[flag, a, b, c, d]) = self.buffer.first_chunk::<5>() {
                 assert_eq!(flag, 0);
                 let len = u32::from_be_bytes([a, b, c, d]) as usize;
                 if self.buffer.len() >= 5 + len {
                     let message = self.buffer.split_to(5 + len).freeze().slice(5..);
-                    return Ok(Some(R::decode(message).unwrap()));
+                    return Ok(Some(message));
                 }
             }
             match self.response.body_mut().frame().await {
@@ -202,11 +208,19 @@ pub(crate) struct Both {
 
 impl Both {
     pub(crate) async fn open(url: &Url, path: &str) -> Both {
+        Both::begun(url, path, None).await
+    }
+
+    /// With a first piece of the body: some calls say nothing before they have their message.
+    pub(crate) async fn begun(url: &Url, path: &str, first: Option<Bytes>) -> Both {
         let socket = tokio::net::TcpStream::connect(url.authority())
             .await
             .unwrap();
         let mut sender = handshake(socket).await;
         let (requests, received) = mpsc::unbounded_channel::<Sent>();
+        if let Some(first) = first {
+            requests.send(Ok(Frame::data(first))).unwrap();
+        }
         let body = StreamBody::new(UnboundedReceiverStream::new(received));
         let response = sender
             .send_request(request(path, None, body))
@@ -219,9 +233,12 @@ impl Both {
     }
 
     pub(crate) fn send(&self, message: &impl Message) {
-        self.requests
-            .send(Ok(Frame::data(framed(message))))
-            .unwrap();
+        self.send_raw(framed(message));
+    }
+
+    pub(crate) fn send_raw(&self, body: Bytes) {
+        // A call that has ended takes no more, and its answer says why.
+        drop(self.requests.send(Ok(Frame::data(body))));
     }
 }
 

@@ -1,0 +1,193 @@
+//! Directories that cannot be served: the program ends and says why, and the directory is as it was.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use keelson_client::Put;
+use keelson_e2e::{Exit, Launch, Process, launch};
+
+fn program() -> Launch {
+    launch(env!("CARGO_BIN_EXE_keelson-under-test"))
+}
+
+/// Every file below a directory with what is in it.
+fn tree(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    let mut open = vec![dir.to_owned()];
+    while let Some(dir) = open.pop() {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                open.push(path);
+            } else {
+                let content = std::fs::read(&path).unwrap();
+                files.insert(path, content);
+            }
+        }
+    }
+    files
+}
+
+/// A member that has stopped, with some keys in its directory.
+fn stopped() -> Process {
+    let mut process = Process::start(program()).unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let client = process.client().await.unwrap();
+        for key in 0..50 {
+            let put = Put::new(format!("key{key}"), vec![7; 200]);
+            client.put(put).await.unwrap();
+        }
+    });
+    process.stop().unwrap();
+    process
+}
+
+/// Starts it, and expects it to end with a code that is no success, to say `words`, and to have
+/// changed no file.
+fn refused(process: &mut Process, words: &[&str]) -> Exit {
+    let before = tree(process.data_dir());
+    let exit = process.run_to_end().unwrap();
+    let text = exit.text();
+    assert!(
+        matches!(exit.code(), Some(1 | 2)),
+        "{:?}\n{text}",
+        exit.code()
+    );
+    for word in words {
+        assert!(text.contains(word), "{word:?} is not said:\n{text}");
+    }
+    assert!(tree(process.data_dir()) == before, "it was changed\n{text}");
+    exit
+}
+
+fn log_of(process: &Process) -> PathBuf {
+    let dir = process.data_dir().join("member/wal");
+    let name = "0000000000000000-0000000000000000.wal";
+    dir.join(name)
+}
+
+fn flip(path: &Path, at: usize) {
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[at] ^= 0x10;
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn a_log_with_a_flipped_bit_is_refused_and_serves_again_once_it_is_mended() {
+    let mut process = stopped();
+    let log = log_of(&process);
+    // In the middle of the entries, with whole records behind it.
+    flip(&log, 4_000);
+    refused(
+        &mut process,
+        &["crc", "0000000000000000-0000000000000000.wal"],
+    );
+    flip(&log, 4_000);
+    process.restart().unwrap();
+}
+
+#[test]
+fn a_log_that_is_gone_is_not_begun_anew_over_its_database() {
+    let mut process = stopped();
+    let log = log_of(&process);
+    let away = process.data_dir().with_extension("away");
+    std::fs::rename(&log, &away).unwrap();
+    refused(&mut process, &["wal"]);
+    std::fs::rename(&away, &log).unwrap();
+    process.restart().unwrap();
+}
+
+#[test]
+fn a_database_that_is_cut_short_is_refused() {
+    let mut process = stopped();
+    let db = process.data_dir().join("member/snap/db");
+    let whole = std::fs::read(&db).unwrap();
+    for len in [1, 4096, 3 * 4096 + 5] {
+        std::fs::write(&db, &whole[..len]).unwrap();
+        refused(
+            &mut process,
+            &[
+                "member/snap/db",
+                "invalid database",
+                "restore it from a snapshot",
+            ],
+        );
+    }
+    std::fs::write(&db, &whole).unwrap();
+    process.restart().unwrap();
+}
+
+#[test]
+fn a_file_in_place_of_the_directory_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    std::fs::write(&file, "precious").unwrap();
+    let mut process = Process::prepared(program(), file.clone()).unwrap();
+    let exit = process.run_to_end().unwrap();
+    let text = exit.text();
+    assert_eq!(exit.code(), Some(1), "{text}");
+    assert!(text.contains(&file.display().to_string()), "{text}");
+    assert!(text.to_lowercase().contains("not a directory"), "{text}");
+    assert_eq!(std::fs::read(&file).unwrap(), b"precious");
+}
+
+#[test]
+fn what_else_is_in_a_directory_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("photos")).unwrap();
+    std::fs::write(dir.path().join("photos/one"), "precious").unwrap();
+    std::fs::write(dir.path().join("letter"), "precious").unwrap();
+    let before = tree(dir.path());
+    let mut process = Process::start_in(program(), dir.path()).unwrap();
+    process.stop().unwrap();
+    let after = tree(dir.path());
+    assert!(
+        before
+            .iter()
+            .all(|(path, content)| after.get(path) == Some(content))
+    );
+    let new = after.keys().filter(|path| !before.contains_key(*path));
+    let member = dir.path().join("member");
+    assert!(new.clone().count() > 0);
+    assert!(new.into_iter().all(|path| path.starts_with(&member)));
+}
+
+#[test]
+fn a_cluster_of_several_members_is_refused_before_anything_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let launch = program()
+        .bare()
+        .argument("--name=a")
+        .argument("--listen-client-urls=http://127.0.0.1:0")
+        .argument("--advertise-client-urls=http://127.0.0.1:0")
+        .argument("--listen-peer-urls=http://127.0.0.1:0")
+        .argument("--initial-advertise-peer-urls=http://127.0.0.1:1")
+        .argument("--initial-cluster=a=http://127.0.0.1:1,b=http://127.0.0.1:2")
+        .argument(format!("--data-dir={}", data.display()));
+    let exit = Process::prepared(launch, data.clone())
+        .unwrap()
+        .run_to_end();
+    let exit = exit.unwrap();
+    let text = exit.text();
+    assert_eq!(exit.code(), Some(1), "{text}");
+    assert!(text.contains("initial-cluster"), "{text}");
+    assert!(!data.join("member").exists());
+}
+
+#[test]
+fn a_peer_port_in_use_is_refused_before_anything_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let mut process = Process::prepared(program(), data.clone()).unwrap();
+    let taken = std::net::TcpListener::bind(("127.0.0.1", process.peer_port())).unwrap();
+    let exit = process.run_to_end().unwrap();
+    let text = exit.text();
+    assert_eq!(exit.code(), Some(1), "{text}");
+    assert!(text.contains("address already in use"), "{text}");
+    assert!(!data.join("member").exists());
+    drop(taken);
+    process.restart().unwrap();
+}
