@@ -100,7 +100,7 @@ impl Shared {
     /// The current main revision: everything up to it can be read. An empty store has 1.
     #[must_use]
     pub fn revision(&self) -> i64 {
-        self.published.load(Ordering::Acquire)
+        self.published.load(Ordering::SeqCst)
     }
 
     /// The revision of the last compaction, -1 if there was none: reads below it are refused.
@@ -245,7 +245,9 @@ impl Shared {
     }
 
     pub(crate) fn publish_revision(&self, revision: i64) {
-        self.published.store(revision, Ordering::Release);
+        // Who sends batches looks afterwards at whether anybody wants them, and who begins to want them
+        // looks afterwards at this: one of the two must see the other.
+        self.published.store(revision, Ordering::SeqCst);
     }
 
     pub(crate) fn publish_compaction(&self, revision: i64) {

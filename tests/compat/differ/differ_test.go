@@ -100,7 +100,7 @@ func TestRandomOperationsAreAnsweredAsByEtcd(t *testing.T) {
 		s.connect(t, member.Start(t, binaries[i], t.TempDir(), "--max-txn-ops", "16"))
 	}
 	var caughtUp time.Time
-	for round := range number("ROUNDS", 6) {
+	for round := range number("ROUNDS", 5) {
 		for _, s := range sides {
 			s.watch = s.openWatches(t)
 		}

@@ -25,9 +25,11 @@ var (
 
 var pairs = []struct{ first, second program }{{etcd, ours}, {ours, etcd}}
 
-func (p program) start(t *testing.T, dir string) *member.Member {
+// start takes further flags; the last of its kind counts.
+func (p program) start(t *testing.T, dir string, flags ...string) *member.Member {
 	t.Helper()
-	return member.Start(t, member.Binary(t, p.variable), dir, "--bcrypt-cost", "4", "--snapshot-count", "300")
+	flags = append([]string{"--bcrypt-cost", "4", "--snapshot-count", "300"}, flags...)
+	return member.Start(t, member.Binary(t, p.variable), dir, flags...)
 }
 
 func users(t *testing.T, m *member.Member) *clientv3.Client {
