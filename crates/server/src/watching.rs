@@ -710,4 +710,18 @@ mod tests {
         );
         assert!(stream.poll_next(Waker::noop()).is_pending());
     }
+
+    #[test]
+    fn what_waits_is_packed_in_order_without_what_an_ended_watcher_got() {
+        let mut stream = Stream::default();
+        stream.push(Bytes::from_static(b"created"), None);
+        stream.push(Bytes::from_static(b"gone"), Some(7));
+        stream.push(Bytes::from_static(b"canceled"), None);
+        stream.push(Bytes::from(vec![1; PACK]), None);
+        stream.push(Bytes::from_static(b"last"), None);
+        let pieces: Vec<_> = std::iter::from_fn(|| stream.pack()).collect();
+        let bytes: Vec<_> = pieces.iter().map(splice::Chunk::bytes).collect();
+        assert_eq!(bytes, [&b"createdcanceled"[..], &[1; PACK], b"last"]);
+        assert_eq!(stream.queued_bytes, 0);
+    }
 }
