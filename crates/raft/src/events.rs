@@ -9,6 +9,8 @@ use std::fmt;
 pub enum Level {
     /// For those who follow single messages.
     Debug,
+    /// What the reference says at info although it happens in normal operation: operators are spared.
+    Routine,
     /// Changes of role, term and configuration.
     Info,
     /// Something did not go as it should.
@@ -30,7 +32,7 @@ pub struct TracingEvents;
 impl EventSink for TracingEvents {
     fn record(&mut self, level: Level, text: fmt::Arguments<'_>) {
         match level {
-            Level::Debug => tracing::debug!(target: "raft", "{text}"),
+            Level::Debug | Level::Routine => tracing::debug!(target: "raft", "{text}"),
             Level::Info => tracing::info!(target: "raft", "{text}"),
             Level::Warn => tracing::warn!(target: "raft", "{text}"),
             Level::Error => tracing::error!(target: "raft", "{text}"),

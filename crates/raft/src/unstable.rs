@@ -113,7 +113,7 @@ impl Unstable {
         match self.term(index) {
             None => event!(
                 events,
-                Debug,
+                Routine,
                 "entry at index {index} missing from unstable log; ignoring"
             ),
             Some(_) if index < self.offset => event!(

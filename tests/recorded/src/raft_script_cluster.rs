@@ -69,7 +69,7 @@ impl EventSink for SharedOutput {
     fn record(&mut self, level: Level, text: Arguments<'_>) {
         let (name, needed) = match level {
             Level::Debug => ("DEBUG", Verbosity::Debug),
-            Level::Info => ("INFO", Verbosity::Info),
+            Level::Routine | Level::Info => ("INFO", Verbosity::Info),
             Level::Warn => ("WARN", Verbosity::Warn),
             Level::Error => ("ERROR", Verbosity::Error),
         };
