@@ -14,6 +14,8 @@ use crate::revision::Revision;
 
 /// The stored length that marks a tombstone: a record can't be that long.
 const TOMBSTONE: u32 = u32::MAX;
+/// The stored length of a put whose record a compaction dropped while the index goes on naming it.
+const LOST: u32 = u32::MAX - 1;
 /// Revisions that are moved at once, at most, to give memory back.
 const MOVED_MAX: usize = 64 << 10;
 /// The distance that says that the numbers stand in [`Past::wide`].
@@ -24,7 +26,7 @@ const WIDE: u32 = u32::MAX;
 pub(super) struct History {
     main: i64,
     sub: u32,
-    /// Length of the newest record, or [`TOMBSTONE`].
+    /// Length of the newest record, [`TOMBSTONE`], or [`LOST`].
     stored_len: u32,
     /// `main` less the create revision of the current generation, or [`WIDE`].
     since_create: u32,
@@ -122,6 +124,11 @@ impl History {
         self.stored_len != TOMBSTONE
     }
 
+    /// Whether the record of the newest revision is there.
+    pub(super) fn is_stored(&self) -> bool {
+        self.stored_len < LOST
+    }
+
     /// Create revision and version of the current generation's newest put.
     fn numbers(&self) -> (i64, i64) {
         if self.since_create == WIDE {
@@ -215,10 +222,10 @@ impl History {
         self.past.as_ref().map_or(NONE, |past| &past.ended)
     }
 
-    /// The state that a read at `at` sees; `None` when the key is not alive there.
+    /// The state that a read at `at` sees; `None` when the key is not alive there, or its record is lost.
     pub(super) fn at(&self, at: Revision) -> Option<KeyState> {
         if self.newest() <= at {
-            return self.is_live().then(|| {
+            return self.is_stored().then(|| {
                 let (create, version) = self.numbers();
                 KeyState {
                     rev: self.newest(),
@@ -233,7 +240,7 @@ impl History {
             .partition_point(|older| older.revision() <= at)
             .checked_sub(1)?;
         let found = older[place];
-        if found.stored_len == TOMBSTONE {
+        if found.stored_len >= LOST {
             return None;
         }
         let rev = found.revision();
@@ -260,7 +267,7 @@ impl History {
         })
     }
 
-    /// Whether a read at `at` sees the key.
+    /// Whether the key is alive at `at`. It may be so without a record that could be read.
     pub(super) fn is_live_at(&self, at: Revision) -> bool {
         if self.newest() <= at {
             return self.is_live();
@@ -362,10 +369,42 @@ impl History {
             dead.push((self.newest(), true));
             return Left::Nothing;
         }
+        self.lose(at, dead);
         if now > 0 {
             self.give_memory_back();
         }
         Left::Some
+    }
+
+    /// Marks as lost what comes after the tombstone of `at` in the same transaction.
+    fn lose(&mut self, at: i64, dead: &mut Vec<(Revision, bool)>) {
+        let ended = self.ended();
+        let generation = ended.partition_point(|ended| ended.tombstone.main < at);
+        let Some(tombstone) = ended.get(generation).map(|ended| ended.tombstone) else {
+            return;
+        };
+        if tombstone.main != at {
+            return;
+        }
+        if let Some(past) = &mut self.past {
+            let start = past
+                .older
+                .partition_point(|older| older.revision() <= tombstone);
+            let end = past.older.partition_point(|older| older.main <= at);
+            for older in past.older.range_mut(start..end) {
+                let is_tombstone = older.stored_len == TOMBSTONE;
+                dead.push((older.revision(), is_tombstone));
+                if !is_tombstone {
+                    older.stored_len = LOST;
+                }
+            }
+        }
+        if self.main == at {
+            dead.push((self.newest(), !self.is_live()));
+            if self.is_live() {
+                self.stored_len = LOST;
+            }
+        }
     }
 
     fn drop_oldest(&mut self, count: usize, dead: &mut Vec<(Revision, bool)>) {
@@ -455,7 +494,7 @@ impl History {
 }
 
 fn length(stored_len: u32) -> u32 {
-    assert!(stored_len != TOMBSTONE, "a record is shorter than 4 GiB");
+    assert!(stored_len < LOST, "a record is shorter than 4 GiB");
     stored_len
 }
 

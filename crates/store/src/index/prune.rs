@@ -27,8 +27,10 @@ const REVISIONS_PER_STEP: usize = 4 * REVISIONS_PER_LOCK;
 /// else the last one. Of that generation the newest revision that is not above the compact revision stays, and everything
 /// before it goes. So a tombstone at exactly the compact revision stays, and one below it goes with its generation.
 ///
-/// Where a key is deleted and put again by the very transaction compacted to, etcd also drops the record of the new value
-/// while its index goes on naming it. Here that value stays.
+/// Where a key is deleted and put again by the very transaction compacted to, everything after that tombstone in it goes
+/// too, as in etcd: the records are dropped while the index goes on naming them, so that later writes of the key get the
+/// numbers, and the hashes the revisions, that they get there. Until the key is written again a read does not find it
+/// (etcd's process ends when one does), and after a restart nobody knows of it.
 ///
 /// # Source
 ///

@@ -319,6 +319,33 @@ impl Subtree {
         }
     }
 
+    fn alive(
+        &self,
+        span: Span<'_>,
+        budget: &mut usize,
+        keys: &mut Vec<Vec<u8>>,
+    ) -> Option<Vec<u8>> {
+        if self.live == 0 {
+            return None;
+        }
+        match &self.node {
+            Node::Leaf(leaf) => {
+                let places = span.places(leaf);
+                let end = places.end.min(places.start + *budget);
+                *budget -= end - places.start;
+                let alive = (places.start..end).filter(|&i| leaf.histories[i].is_live());
+                keys.extend(alive.map(|i| leaf.keys.get(i)));
+                (end < places.end).then(|| leaf.keys.get(end))
+            }
+            Node::Branch(branch) => {
+                let range = branch.children_of(span);
+                range
+                    .clone()
+                    .find_map(|i| branch.children[i].alive(span.of_child(i, &range), budget, keys))
+            }
+        }
+    }
+
     fn kept(
         &self,
         span: Span<'_>,
@@ -579,6 +606,16 @@ impl Tree {
         rows: &mut Rows,
     ) -> Option<Vec<u8>> {
         self.root.rows(span, at, &mut budget, rows)
+    }
+
+    /// Appends to `keys` the keys of `span` that are alive now. Returns where to go on when `budget` keys were looked at.
+    pub(super) fn alive(
+        &self,
+        span: Span<'_>,
+        mut budget: usize,
+        keys: &mut Vec<Vec<u8>>,
+    ) -> Option<Vec<u8>> {
+        self.root.alive(span, &mut budget, keys)
     }
 
     /// Calls `kept` with what compaction to `at` keeps of the keys of `span`. Returns where to go on when `budget` keys
