@@ -28,6 +28,7 @@ mod propose;
 mod read;
 mod snapshot;
 pub mod stats;
+mod stepped;
 mod ticket;
 mod versions;
 
@@ -40,4 +41,5 @@ pub use peers::{NoPeers, Peers};
 pub use read::{Barrier, Gate};
 pub use snapshot::SNAPSHOT_COUNT;
 pub use stats::Stats;
+pub use stepped::{Part, Stepped, Turn};
 pub use ticket::{Asker, Duty, Replies, Reply, Ticket, Waiter, Watchers};
