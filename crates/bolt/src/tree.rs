@@ -55,6 +55,8 @@ impl Freer<'_> {
 pub(crate) struct Forest {
     pub(crate) base: Base,
     pub(crate) arena: Arena,
+    /// Nodes that were merged into another or removed.
+    pub(crate) merges: u64,
 }
 
 impl Forest {
@@ -267,6 +269,7 @@ impl Forest {
             return Ok(false);
         }
         if node.items.is_empty() {
+            self.merges += 1;
             freer.node(self.arena.get_mut(child))?;
             let parent = self.arena.get_mut(id);
             parent.items.remove(index);
@@ -293,6 +296,7 @@ impl Forest {
             let flags = if self.arena.get(from).leaf { 2 } else { 1 };
             return Err(Error::corrupt(page, Damage::WrongType { flags }));
         }
+        self.merges += 1;
         let mut gone = self.arena.take(from);
         freer.node(&mut gone)?;
         if let Some(first) = gone.items.first_mut().filter(|_| !gone.leaf) {
