@@ -403,15 +403,24 @@ impl Spill<'_> {
         }
         // As long as not all are known a list would lose the others.
         if leave_out || !self.freelist.known() {
+            self.trim();
             return Ok(());
         }
         let page_size = self.work.meta.page_size;
         let pages = self.freelist.page_bytes() / u64::from(page_size) + 1;
         let page = self.allocate(pages)?;
+        self.trim();
         self.dirty
             .push((page, self.freelist.to_page(page, pages, page_size)));
         self.work.meta.freelist = page;
         Ok(())
+    }
+
+    /// Lowers the high-water mark below what is free there, if that is wanted.
+    fn trim(&mut self) {
+        if self.work.trim {
+            self.work.meta.high_water = self.freelist.trim(self.work.meta.high_water);
+        }
     }
 
     /// Takes `count` pages in a row: free ones, or new ones at the end.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::batch::Queue;
 use crate::freelist::walk::Walker;
-use crate::freelist::{self, Freelist, walk};
+use crate::freelist::{self, Freelist, Policy, walk};
 use crate::open::{create, initialise, open_file, read_metas};
 use crate::options::Options;
 use crate::page::Pages;
@@ -154,7 +154,7 @@ impl Shared {
         (now && writer.freelist.known()).then(|| writer.freelist.ids())
     }
 
-    /// The commit that the oldest reader reads, and the highest mark of any.
+    /// The highest high-water mark of a live reader.
     pub(crate) fn readers_mark(&self) -> PageId {
         let state = lock(&self.state);
         let marks = state.readers.values().map(|readers| readers.high_water);
@@ -441,6 +441,7 @@ impl Shared {
         let failed = |source| Error::io(format!("{}: map", self.storage.name()))(source);
         let view = self.storage.view(meta.size()).map_err(failed)?;
         writer.freelist.release(&readers, meta.tx_id);
+        writer.freelist.set_policy(Policy::Fast);
         let base = Base {
             view,
             page_size: self.page_size,

@@ -105,6 +105,28 @@ impl Forest {
         Err(Error::corrupt(PageId(0), Damage::Loop))
     }
 
+    /// Decodes what lies on the way to `key`, down to `page`, so that the commit writes it anew.
+    pub(crate) fn touch(
+        &mut self,
+        root: &mut Child,
+        key: &[u8],
+        page: PageId,
+    ) -> Result<(), Error> {
+        let mut at = *root;
+        let mut id = self.node(at)?;
+        *root = Child::Node(id);
+        for _ in 0..MAX_DEPTH {
+            let node = self.arena.get(id);
+            if at == Child::Page(page) || node.leaf || node.items.is_empty() {
+                return Ok(());
+            }
+            let index = node.child_for(key);
+            at = node.items[index].child();
+            id = self.open_child(id, index)?;
+        }
+        Err(Error::corrupt(page, Damage::Loop))
+    }
+
     /// Sets what stands behind `key`.
     ///
     /// # Errors

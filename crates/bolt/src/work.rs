@@ -30,6 +30,8 @@ pub(crate) struct Work {
     /// Open savepoints, outermost first.
     pub(crate) frames: Vec<Frame>,
     pub(crate) counts: Counts,
+    /// The commit gives up free pages right below the high-water mark.
+    pub(crate) trim: bool,
 }
 
 /// What a commit did, for the statistics.
@@ -63,6 +65,7 @@ impl Work {
             failed: false,
             frames: Vec::new(),
             counts: Counts::default(),
+            trim: false,
         }
     }
 

@@ -93,7 +93,7 @@ impl<'db> WriteTx<'db> {
         BucketMut { work, freelist, id }
     }
 
-    fn open_path(&mut self, path: &[&[u8]]) -> Result<BucketId, Error> {
+    pub(crate) fn open_path(&mut self, path: &[&[u8]]) -> Result<BucketId, Error> {
         let work = &mut self.hand.work;
         path.iter().try_fold(TOP, |id, name| work.open(id, name))
     }

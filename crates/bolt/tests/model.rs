@@ -67,6 +67,7 @@ enum Step {
     Commit,
     Rollback,
     Reopen,
+    Shrink,
     OpenReader,
     CloseReader,
 }
@@ -99,6 +100,7 @@ fn step(keys: u16, run: u16) -> impl Strategy<Value = Step> {
         5 => Just(Step::Commit),
         1 => Just(Step::Rollback),
         1 => Just(Step::Reopen),
+        2 => Just(Step::Shrink),
         2 => Just(Step::OpenReader),
         2 => Just(Step::CloseReader),
     ]
@@ -294,6 +296,7 @@ fn work<'s>(tx: &mut WriteTx<'_>, model: &mut Model, steps: &'s [Step]) -> &'s [
             | Step::Commit
             | Step::Rollback
             | Step::Reopen
+            | Step::Shrink
             | Step::OpenReader
             | Step::CloseReader => return rest,
             step => {
@@ -442,6 +445,10 @@ fn run(steps: &[Step], options: &Options) {
                 readers.clear();
                 drop(db);
                 db = open();
+            }
+            Some(Step::Shrink) => {
+                let shrunk = db.shrink().unwrap();
+                assert!(shrunk.len >= db.stats().size, "{shrunk:?}");
             }
             Some(Step::OpenReader) => {
                 readers.push((db.begin_read().unwrap(), committed.clone()));
