@@ -13,7 +13,7 @@ use keelson_proto::{ApiError, request};
 use smallvec::{SmallVec, smallvec};
 
 use crate::auth;
-use crate::change::Change;
+use crate::change::{Change, Deleted};
 use crate::compaction::CompactionJob;
 use crate::outcome::{Answer, Applied, Effect, Outcome};
 use crate::row::RowChange;
@@ -178,13 +178,12 @@ impl Store {
 
     fn delete_range(&mut self, delete: &DeleteRangeRequest, wanted: bool) -> Outcome {
         let mut change = Change::begin(self);
-        let prevs = change.delete_range(delete);
+        let Deleted { count, prevs } = change.delete_range(delete);
         let revision = change.finish();
-        let deleted = txn::count(&prevs);
-        let keep = wanted && delete.prev_kv && deleted > 0;
+        let keep = wanted && delete.prev_kv && count > 0;
         Outcome::Delete {
             revision,
-            deleted,
+            deleted: count,
             prevs: if keep { prevs } else { Vec::new() },
             pin: keep.then(|| self.shared.pin(revision - 1)),
         }
@@ -256,7 +255,7 @@ impl Store {
         let mut change = Change::begin(self);
         for key in &keys {
             change.store.ops.deletes += 1;
-            change.delete(key);
+            change.delete(key, &mut Deleted::default());
         }
         Ok(Outcome::LeaseRevoke {
             revision: change.finish(),

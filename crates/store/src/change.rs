@@ -1,7 +1,5 @@
 //! The changes of one entry to keys, under one main revision.
 
-use std::ops::ControlFlow;
-
 use keelson_proto::ids::LeaseId;
 use keelson_proto::rpc::etcdserverpb::{DeleteRangeRequest, PutRequest};
 
@@ -21,9 +19,18 @@ pub(crate) struct Change<'a> {
     ops: OpCounts,
 }
 
+/// What was deleted.
+#[derive(Debug, Default)]
+pub(crate) struct Deleted {
+    /// How many keys.
+    pub(crate) count: i64,
+    /// Where their values stand, in key order, but for those that compaction has lost.
+    pub(crate) prevs: Vec<Revision>,
+}
+
 /// What a put did.
 pub(crate) struct PutDone {
-    /// Where the previous value stands, if the key was alive.
+    /// Where the previous value stands, if the key was alive and compaction has not lost that.
     pub(crate) prev: Option<Revision>,
 }
 
@@ -147,37 +154,33 @@ impl<'a> Change<'a> {
         Ok(PutDone { prev: state.prev })
     }
 
-    /// Deletes every key of a range, in key order, and returns where their values stand.
-    pub(crate) fn delete_range(&mut self, request: &DeleteRangeRequest) -> Vec<Revision> {
-        let range = KeyRange::new(&request.key, &request.range_end);
-        let at = self.at();
-        let mut keys = Vec::new();
+    /// Deletes every key of a range, in key order.
+    pub(crate) fn delete_range(&mut self, request: &DeleteRangeRequest) -> Deleted {
         self.store.ops.deletes += 1;
         self.store.ops.ranges += u64::from(request.prev_kv);
-        match range {
-            KeyRange::Single(key) => {
-                return self.delete(key).into_iter().collect();
-            }
-            KeyRange::Range { .. } => {
-                self.store
-                    .index
-                    .reader()
-                    .visit(range, at, None, &mut |found| {
-                        keys.push(found.key.to_vec());
-                        ControlFlow::Continue(())
-                    });
-            }
+        let range = KeyRange::new(&request.key, &request.range_end);
+        let keys = match range {
+            // Looked up once only, by `delete`.
+            KeyRange::Single(key) => vec![key.to_vec()],
+            KeyRange::Range { .. } => self.store.index.reader().alive(range),
+        };
+        let mut deleted = Deleted::default();
+        for key in &keys {
+            self.delete(key, &mut deleted);
         }
-        keys.iter().filter_map(|key| self.delete(key)).collect()
+        deleted
     }
 
-    /// Deletes a key and returns where its value stands; `None` if it is not alive.
-    pub(crate) fn delete(&mut self, key: &[u8]) -> Option<Revision> {
+    /// Deletes a key, if it is alive.
+    pub(crate) fn delete(&mut self, key: &[u8], deleted: &mut Deleted) {
         let at = self.at();
-        self.store.index.reader().get(key, at)?;
+        if !self.store.index.reader().is_alive(key, at) {
+            return;
+        }
         let revision = self.next();
         let store = &mut *self.store;
-        let prev = store.index.tombstone(key, revision);
+        deleted.count += 1;
+        deleted.prevs.extend(store.index.tombstone(key, revision));
         let len = record::tombstone_len(key.len());
         let bytes = store
             .tail
@@ -190,7 +193,5 @@ impl<'a> Change<'a> {
             },
         );
         store.attach(LeaseId::NONE, key);
-        assert!(prev.is_some(), "a key that is alive has a value to delete");
-        prev
     }
 }

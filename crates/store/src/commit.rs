@@ -166,7 +166,7 @@ impl Committer {
     /// # Panics
     ///
     /// If one is running, or its mark is not in the file yet.
-    pub fn begin_compaction(&mut self, job: CompactionJob) {
+    pub fn begin_compaction(&mut self, mut job: CompactionJob) {
         assert!(
             self.running.is_none(),
             "compactions run one after the other"
@@ -175,6 +175,8 @@ impl Committer {
             job.index <= self.boundary.index,
             "a compaction's mark is in the file before its deletions"
         );
+        // Here, not where apply would wait for it: there may be millions.
+        job.dead.sort_unstable();
         let next = Revision { main: 0, sub: 0 };
         self.running = Some(RunningJob {
             job,

@@ -2,8 +2,8 @@
 //!
 //! 1. Apply publishes the new compact revision, so that reads below it are refused, and asks for a
 //!    commit that carries the schedule mark.
-//! 2. Between batches, apply prunes the index in slices of at most 1,000 keys and collects the exact
-//!    revisions that die.
+//! 2. Between batches, apply prunes the index in slices of at most 1,000 keys and some ten thousand
+//!    revisions, and collects the exact revisions that die.
 //! 3. The commit thread, which has the mark in the file by then, walks the file once: it hashes what
 //!    the compaction covers and deletes what died, in bounded batches, and at the end writes the
 //!    finish mark.
@@ -34,7 +34,7 @@ pub struct CompactionJob {
     /// Whether anything at or below the compact revision stays: etcd's hash asks what stays only
     /// then.
     pub(crate) keeps_any: bool,
-    /// What died, ascending; true marks tombstones.
+    /// What died, true marks tombstones; ascending once the commit thread has it.
     pub(crate) dead: Vec<(Revision, bool)>,
 }
 
@@ -88,11 +88,10 @@ impl Pending {
             Progress::More => Slice::More,
             Progress::Pinned => Slice::Held,
             Progress::Done => {
-                let mut running = self
+                let running = self
                     .queue
                     .pop_front()
                     .expect("the front was just looked at");
-                running.job.dead.sort_unstable();
                 Slice::Pruned(running.job)
             }
         }

@@ -1,5 +1,7 @@
 use thiserror::Error;
 
+use crate::{BucketKey, Revision, schema};
+
 /// What can go wrong under the store; what a client did wrong is an `ApiError` in an outcome.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -46,6 +48,17 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+}
+
+impl Error {
+    /// The file lacks a record that the index names and that no compaction has taken.
+    pub(crate) fn missing_record(revision: Revision) -> Error {
+        Error::CorruptRow {
+            bucket: schema::KEY,
+            key: BucketKey::encode(revision, false).as_bytes().to_vec(),
+            reason: "the record of a revision that is not compacted is missing".to_owned(),
+        }
+    }
 }
 
 fn hex(bytes: &[u8]) -> String {

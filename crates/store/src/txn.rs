@@ -18,7 +18,7 @@ use keelson_proto::rpc::etcdserverpb::compare::{CompareResult, CompareTarget, Ta
 use keelson_proto::rpc::etcdserverpb::request_op::Request;
 use keelson_proto::rpc::etcdserverpb::{Compare, PutRequest, RangeRequest, RequestOp, TxnRequest};
 
-use crate::change::Change;
+use crate::change::{Change, Deleted};
 use crate::index::{KeyRange, KeyState};
 use crate::outcome::{OpOutcome, Outcome};
 use crate::range::PlanError;
@@ -337,10 +337,10 @@ fn execute(
                 })
             }
             Some(Request::RequestDeleteRange(delete)) => {
-                let prevs = change.delete_range(delete);
+                let Deleted { count, prevs } = change.delete_range(delete);
                 Some(OpOutcome::Delete {
                     revision: change.revision(),
-                    deleted: count(&prevs),
+                    deleted: count,
                     prevs: if delete.prev_kv { prevs } else { Vec::new() },
                 })
             }
@@ -361,9 +361,4 @@ fn execute(
         }
     }
     Ok(outcomes)
-}
-
-/// A number of keys as answers carry it.
-pub(crate) fn count(prevs: &[Revision]) -> i64 {
-    i64::try_from(prevs.len()).expect("keys in memory are far fewer than 2^63")
 }

@@ -15,6 +15,8 @@ struct Change {
     rev: Revision,
     /// Create, version and length of a put; `None` for a tombstone.
     put: Option<(i64, i64, u32)>,
+    /// Whether compaction dropped its record while the index goes on naming it.
+    lost: bool,
 }
 
 /// Every change that is not compacted, by key, rising.
@@ -25,40 +27,55 @@ struct Model {
 
 impl Model {
     fn at(&self, key: &[u8], at: Revision) -> Option<KeyState> {
+        self.alive(key, at)
+            .filter(|(_, lost)| !lost)
+            .map(|(state, _)| state)
+    }
+
+    /// The state of a key that is alive, and whether its record is lost.
+    fn alive(&self, key: &[u8], at: Revision) -> Option<(KeyState, bool)> {
         let changes = self.keys.get(key)?;
         let last = changes.iter().rev().find(|change| change.rev <= at)?;
         let (create, version, stored_len) = last.put?;
-        Some(KeyState {
+        let state = KeyState {
             rev: last.rev,
             create,
             version,
             stored_len,
-        })
+        };
+        Some((state, last.lost))
     }
 
     fn put(&mut self, key: &[u8], rev: Revision, stored_len: u32) -> PutState {
-        let prev = self.at(key, rev);
-        let create = prev.map_or(rev.main, |prev| prev.create);
-        let version = prev.map_or(1, |prev| prev.version + 1);
+        let prev = self.alive(key, rev);
+        let create = prev.map_or(rev.main, |(prev, _)| prev.create);
+        let version = prev.map_or(1, |(prev, _)| prev.version + 1);
         let change = Change {
             rev,
             put: Some((create, version, stored_len)),
+            lost: false,
         };
         self.keys.entry(key.to_vec()).or_default().push(change);
         PutState {
             create,
             version,
-            prev: prev.map(|prev| prev.rev),
+            prev: prev.filter(|(_, lost)| !lost).map(|(prev, _)| prev.rev),
         }
     }
 
     fn tombstone(&mut self, key: &[u8], rev: Revision) -> Option<Revision> {
-        let prev = self.at(key, rev)?;
-        self.keys
-            .get_mut(key)
-            .unwrap()
-            .push(Change { rev, put: None });
-        Some(prev.rev)
+        let (prev, lost) = self.alive(key, rev)?;
+        self.keys.get_mut(key).unwrap().push(Change {
+            rev,
+            put: None,
+            lost: false,
+        });
+        (!lost).then_some(prev.rev)
+    }
+
+    fn count(&self, range: KeyRange<'_>, at: Revision) -> u64 {
+        let keys = self.keys.keys().filter(|key| range.contains(key));
+        keys.filter(|key| self.alive(key, at).is_some()).count() as u64
     }
 
     fn visit(&self, range: KeyRange<'_>, at: Revision) -> Vec<(Vec<u8>, KeyState)> {
@@ -107,13 +124,24 @@ impl Model {
                 .skip(place.unwrap_or(0))
                 .cloned()
                 .collect();
-            let later = generations[chosen + 1..].iter().flatten().cloned();
-            let kept: Vec<Change> = kept.into_iter().chain(later).collect();
-            for gone in changes.iter().filter(|change| !kept.contains(change)) {
+            let mut later: Vec<Change> = generations[chosen + 1..].concat();
+            let ends = generations[chosen]
+                .last()
+                .is_some_and(|change| change.rev.main == at);
+            for change in later
+                .iter_mut()
+                .filter(|change| ends && change.rev.main == at)
+            {
+                dead.insert((change.rev, change.put.is_none()));
+                change.lost = true;
+            }
+            let named = kept.iter().chain(&later).map(|change| change.rev);
+            let named: BTreeSet<Revision> = named.collect();
+            for gone in changes.iter().filter(|change| !named.contains(&change.rev)) {
                 assert!(gone.rev.main <= at);
                 dead.insert((gone.rev, gone.put.is_none()));
             }
-            *changes = kept;
+            *changes = kept.into_iter().chain(later).collect();
         }
         self.keys.retain(|_, changes| !changes.is_empty());
         dead
@@ -224,9 +252,11 @@ impl World {
             }
             Op::Delete(number) => {
                 let (key, rev) = (key(*number), self.next);
+                let alive = self.reader().is_alive(&key, rev);
+                assert_eq!(alive, self.model.alive(&key, rev).is_some());
                 let prev = self.writer.tombstone(&key, rev);
                 assert_eq!(prev, self.model.tombstone(&key, rev));
-                self.next.sub += u32::from(prev.is_some());
+                self.next.sub += u32::from(alive);
             }
             Op::Next => self.next = Revision::new(self.next.main + i64::from(self.next.sub > 0), 0),
             Op::Get(number, at, sub) => {
@@ -266,9 +296,13 @@ impl World {
         let expected = self.model.visit(range, at);
         assert_eq!(
             self.reader().count(range, at),
-            expected.len() as u64,
+            self.model.count(range, at),
             "{range:?} at {at}"
         );
+        let now = Revision::end_of(i64::MAX);
+        let alive = self.model.keys.keys().filter(|key| range.contains(key));
+        let alive = alive.filter(|key| self.model.alive(key, now).is_some());
+        assert!(self.reader().alive(range).iter().eq(alive), "{range:?}");
         assert_eq!(visit(&self.reader(), range, at, None, usize::MAX), expected);
         let rest: Vec<_> = expected
             .iter()
@@ -325,18 +359,51 @@ impl World {
     /// Builds the index again from the records that are left, in revision order.
     fn restart(&mut self) {
         let mut records = BTreeMap::new();
-        for (key, changes) in &self.model.keys {
-            for change in changes {
-                records.insert(change.rev, (key.clone(), change.put));
-            }
+        for (key, changes) in &mut self.model.keys {
+            changes.retain(|change| !change.lost);
+            let mut alive = None;
+            changes.retain_mut(|change| {
+                let first = records
+                    .insert(change.rev, (key.clone(), change.put))
+                    .is_none();
+                assert!(first, "a revision belongs to one key");
+                let stray = change.put.is_none() && alive == Some(false);
+                alive = Some(change.put.is_some());
+                !stray
+            });
+            renumber(changes);
         }
+        self.model.keys.retain(|_, changes| !changes.is_empty());
         let mut writer = IndexWriter::new();
+        let mut indexed = 0;
         for (rev, (key, put)) in records {
             let (create, version, length) = put.unwrap_or_default();
             let restored = writer.restore(&key, rev, create, version, put.is_none(), length);
-            assert_eq!(restored, Restored::Indexed);
+            assert_ne!(restored, Restored::OutOfOrder);
+            indexed += usize::from(restored == Restored::Indexed);
         }
+        let left: usize = self.model.keys.values().map(Vec::len).sum();
+        assert_eq!(indexed, left, "stray tombstones are left out");
         self.writer = writer;
+    }
+}
+
+/// Numbers as they are counted from a key's first record on; they differ from what was written only behind a record that
+/// was lost.
+fn renumber(changes: &mut [Change]) {
+    let mut before = None;
+    for (i, change) in changes.iter_mut().enumerate() {
+        let main = change.rev.main;
+        if let Some((create, version, _)) = &mut change.put {
+            (*create, *version) = match before {
+                Some((create, version)) => (create, version + 1),
+                None if i == 0 => (*create, *version),
+                None => (main, 1),
+            };
+            before = Some((*create, *version));
+        } else {
+            before = None;
+        }
     }
 }
 

@@ -20,12 +20,21 @@ use keelson_store::{OpOutcome, Outcome, Slice, hash};
 use proptest::prelude::*;
 use rig::Rig;
 
-/// Every change of every key, as a list.
+/// A put or a deletion.
+#[derive(Clone)]
+struct Change {
+    main: i64,
+    kv: Option<KeyValue>,
+    /// Whether compaction dropped the record of a key that is alive.
+    lost: bool,
+}
+
+/// Every change of every key that is not compacted, as a list.
 #[derive(Clone, Default)]
 struct Model {
     revision: i64,
     compacted: i64,
-    keys: BTreeMap<Vec<u8>, Vec<(i64, Option<KeyValue>)>>,
+    keys: BTreeMap<Vec<u8>, Vec<Change>>,
 }
 
 impl Model {
@@ -37,14 +46,22 @@ impl Model {
         }
     }
 
-    fn get(&self, key: &[u8], at: i64) -> Option<&KeyValue> {
+    fn alive(&self, key: &[u8], at: i64) -> Option<&Change> {
         let changes = self.keys.get(key)?;
-        changes
-            .iter()
-            .rev()
-            .find(|(main, _)| *main <= at)?
-            .1
-            .as_ref()
+        let last = changes.iter().rev().find(|change| change.main <= at)?;
+        last.kv.is_some().then_some(last)
+    }
+
+    fn get(&self, key: &[u8], at: i64) -> Option<&KeyValue> {
+        let change = self.alive(key, at).filter(|change| !change.lost)?;
+        change.kv.as_ref()
+    }
+
+    fn count(&self, start: &[u8], end: &[u8], at: i64) -> i64 {
+        let keys = self.keys.keys();
+        keys.filter(|key| Model::in_range(key, start, end))
+            .filter(|key| self.alive(key, at).is_some())
+            .count() as i64
     }
 
     fn in_range(key: &[u8], start: &[u8], end: &[u8]) -> bool {
@@ -65,33 +82,93 @@ impl Model {
 
     fn put(&mut self, main: i64, request: &PutRequest) -> Option<KeyValue> {
         let prev = self.get(&request.key, main).cloned();
+        let alive = self.alive(&request.key, main);
+        let alive = alive.and_then(|change| change.kv.as_ref());
         let kv = KeyValue {
             key: request.key.clone(),
-            create_revision: prev.as_ref().map_or(main, |prev| prev.create_revision),
+            create_revision: alive.map_or(main, |kv| kv.create_revision),
             mod_revision: main,
-            version: prev.as_ref().map_or(1, |prev| prev.version + 1),
+            version: alive.map_or(1, |kv| kv.version + 1),
             value: match &prev {
                 Some(prev) if request.ignore_value => prev.value.clone(),
                 _ => request.value.clone(),
             },
             lease: 0,
         };
-        self.keys
-            .entry(request.key.to_vec())
-            .or_default()
-            .push((main, Some(kv)));
+        let change = Change {
+            main,
+            kv: Some(kv),
+            lost: false,
+        };
+        let changes = self.keys.entry(request.key.to_vec()).or_default();
+        changes.push(change);
         prev
     }
 
-    fn delete(&mut self, main: i64, request: &DeleteRangeRequest) -> Vec<KeyValue> {
+    /// How many keys were deleted, and what could be read of them.
+    fn delete(&mut self, main: i64, request: &DeleteRangeRequest) -> (i64, Vec<KeyValue>) {
         let gone = self.live(&request.key, &request.range_end, main);
-        for kv in &gone {
-            self.keys
-                .entry(kv.key.to_vec())
-                .or_default()
-                .push((main, None));
+        let count = self.count(&request.key, &request.range_end, main);
+        for (key, changes) in &mut self.keys {
+            let alive = changes.last().is_some_and(|change| change.kv.is_some());
+            if alive && Model::in_range(key, &request.key, &request.range_end) {
+                changes.push(Change {
+                    main,
+                    kv: None,
+                    lost: false,
+                });
+            }
         }
-        gone
+        (count, gone)
+    }
+
+    /// What etcd's compaction leaves, and what it leaves in the index alone.
+    fn compact(&mut self, to: i64) {
+        self.compacted = to;
+        for changes in self.keys.values_mut() {
+            let mut generations = vec![Vec::new()];
+            for change in std::mem::take(changes) {
+                let ends = change.kv.is_none();
+                generations.last_mut().unwrap().push(change);
+                if ends {
+                    generations.push(Vec::new());
+                }
+            }
+            let last = generations.len() - 1;
+            let ends_at = |chosen: &[Change]| chosen.last().unwrap().main;
+            let chosen = (0..last).find(|&chosen| ends_at(&generations[chosen]) >= to);
+            for (place, generation) in generations.into_iter().enumerate() {
+                let seen = generation
+                    .iter()
+                    .rposition(|change: &Change| change.main <= to);
+                let skipped = match place.cmp(&chosen.unwrap_or(last)) {
+                    std::cmp::Ordering::Less => generation.len(),
+                    std::cmp::Ordering::Equal => seen.unwrap_or(0),
+                    std::cmp::Ordering::Greater => 0,
+                };
+                let lost = chosen.is_some_and(|chosen| place > chosen);
+                changes.extend(generation.into_iter().skip(skipped).map(|mut change| {
+                    change.lost |= lost && change.main == to;
+                    change
+                }));
+            }
+        }
+        self.keys.retain(|_, changes| !changes.is_empty());
+    }
+
+    /// Whether a record was lost that others follow: a restart then counts versions anew, as in etcd.
+    fn counts_anew(&self) -> bool {
+        let lost = |change: &Change| change.lost;
+        let mut keys = self.keys.values();
+        keys.any(|changes| changes.iter().rev().skip_while(|it| lost(it)).any(lost))
+    }
+
+    /// Forgets what the file does not hold.
+    fn restart(&mut self) {
+        for changes in self.keys.values_mut() {
+            changes.retain(|change| !change.lost);
+        }
+        self.keys.retain(|_, changes| !changes.is_empty());
     }
 
     fn range(&self, request: &RangeRequest, header: i64) -> Result<RangeResponse, ApiError> {
@@ -109,7 +186,7 @@ impl Model {
                 revision: header,
                 ..Default::default()
             }),
-            count: kvs.len() as i64,
+            count: self.count(&request.key, &request.range_end, at),
             ..Default::default()
         };
         if request.count_only {
@@ -348,7 +425,9 @@ impl Run {
             Step::Commit => {
                 self.rig.commit();
             }
+            Step::Restart if self.model.counts_anew() => {}
             Step::Restart => {
+                self.model.restart();
                 self.rig = std::mem::replace(&mut self.rig, Rig::new()).restart();
                 self.rig.finish_compactions();
             }
@@ -376,8 +455,8 @@ impl Run {
     }
 
     fn delete(&mut self, delete: DeleteRangeRequest) {
-        let gone = self.model.delete(self.model.revision + 1, &delete);
-        self.model.revision += i64::from(!gone.is_empty());
+        let (count, gone) = self.model.delete(self.model.revision + 1, &delete);
+        self.model.revision += i64::from(count > 0);
         let wanted = delete.prev_kv;
         let request = InternalRaftRequest {
             delete_range: Some(delete),
@@ -393,7 +472,7 @@ impl Run {
             panic!()
         };
         assert_eq!(revision, self.model.revision);
-        assert_eq!(deleted, gone.len() as i64);
+        assert_eq!(deleted, count);
         let values: Vec<_> = prevs
             .iter()
             .map(|prev| self.value(Some(*prev)).unwrap())
@@ -471,10 +550,10 @@ impl Run {
                         prevs,
                     },
                 ) => {
-                    let gone = self.model.delete(main, delete);
-                    *changed += gone.len();
+                    let (count, gone) = self.model.delete(main, delete);
+                    *changed += count as usize;
                     assert_eq!(*revision, main - i64::from(*changed == 0));
-                    assert_eq!(*deleted, gone.len() as i64);
+                    assert_eq!(*deleted, count);
                     let values: Vec<_> = prevs
                         .iter()
                         .map(|prev| self.value(Some(*prev)).unwrap())
@@ -503,17 +582,20 @@ impl Run {
             return;
         }
         assert!(matches!(outcome, Outcome::Compact { .. }), "{outcome:?}");
-        self.model.compacted = to;
+        self.model.compact(to);
         let before = hash::hash_kv(self.rig.store.shared(), 0).unwrap();
         self.rig.finish_compactions();
         let after = hash::hash_kv(self.rig.store.shared(), 0).unwrap();
         // Where nothing is alive, etcd's hash looks at whatever rows there are; a key that the last
         // transaction deleted and put again counts as dead there.
         let last = self.model.revision;
-        let alive = self.model.keys.values().any(|changes| {
-            changes.last().is_some_and(|(_, kv)| kv.is_some()) && !changes.contains(&(last, None))
+        let mut keys = self.model.keys.values();
+        let alive = keys.any(|changes| {
+            let dies = |change: &Change| change.kv.is_none() && change.main == last;
+            changes.last().is_some_and(|change| change.kv.is_some()) && !changes.iter().any(dies)
         });
-        if self.model.revision != to && alive {
+        let lost = |changes: &Vec<Change>| changes.iter().any(|change| change.lost);
+        if self.model.revision != to && alive && !self.model.keys.values().any(lost) {
             assert_eq!(before, after, "removing dead rows does not change the hash");
         }
     }

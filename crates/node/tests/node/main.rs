@@ -8,3 +8,4 @@ mod faults;
 mod lives;
 mod rig;
 mod snapshots;
+mod tokens;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures_util::stream;
 use keelson_proto::{ApiError, Code};
-use keelson_store::range::{EmitError, Emitter, Plan, PlanError, Progress};
+use keelson_store::range::{self, EmitError, Emitter, Plan, PlanError, Progress};
 use keelson_store::{Error, Pin, Revision, Shared};
 
 use tokio_util::task::AbortOnDropHandle;
@@ -45,7 +45,7 @@ pub(super) struct Assembly {
     len: u64,
     rows: usize,
     /// Keeps compaction from what is still to be read.
-    _pin: Option<Pin>,
+    pin: Option<Pin>,
 }
 
 /// A place in an assembly to which something is still to be written.
@@ -54,9 +54,14 @@ pub(super) struct Place(usize, u64);
 impl Assembly {
     pub(super) fn new(pin: Option<Pin>) -> Assembly {
         Assembly {
-            _pin: pin,
+            pin,
             ..Assembly::default()
         }
+    }
+
+    /// What holds the records that are read for it.
+    pub(super) fn pin(&self) -> Option<&Pin> {
+        self.pin.as_ref()
     }
 
     pub(super) fn push(&mut self, bytes: impl Into<Bytes>) {
@@ -244,7 +249,7 @@ fn lock(slot: &Mutex<Slot>) -> MutexGuard<'_, Slot> {
     slot.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Reads stored records, here or on the pool, as many as there are.
+/// Reads stored records that `pin` holds, here or on the pool, as many as there are.
 ///
 /// # Errors
 ///
@@ -253,13 +258,14 @@ pub(super) async fn records(
     shared: &Arc<Shared>,
     pool: &Pool,
     revisions: Vec<Revision>,
+    pin: Option<Pin>,
 ) -> Result<Vec<Bytes>, Status> {
     if revisions.len() <= ROWS_AT_ONCE {
-        return records_now(shared, &revisions);
+        return records_now(shared, &revisions, pin.as_ref());
     }
     let shared = Arc::clone(shared);
     let cost = revisions.len() as u64 * 1024;
-    pool.run(cost, move || records_now(&shared, &revisions))
+    pool.run(cost, move || records_now(&shared, &revisions, pin.as_ref()))
         .await?
 }
 
@@ -269,16 +275,13 @@ pub(super) async fn records(
 ///
 /// As [`records`].
 pub(super) fn records_now(
-    shared: &Arc<Shared>,
+    shared: &Shared,
     revisions: &[Revision],
+    pin: Option<&Pin>,
 ) -> Result<Vec<Bytes>, Status> {
     revisions
         .iter()
-        .map(|revision| match shared.record(*revision) {
-            Ok(Some(record)) => Ok(record),
-            Ok(None) => Err(ApiError::Compacted.into()),
-            Err(error) => Err(failed(&error)),
-        })
+        .map(|revision| range::held_record(shared, *revision, pin).map_err(status_of))
         .collect()
 }
 

@@ -89,8 +89,9 @@ pub(super) async fn put(call: &Call, request: PutRequest) -> Result<Answer, Stat
     };
     let mut assembly = Assembly::default();
     assembly.push(header(&call.header(revision)));
-    if let Some((prev, _pin)) = prev {
-        let records = assemble::records(call.shared(), &call.state.pool, vec![prev]).await?;
+    if let Some((prev, pin)) = prev {
+        let pool = &call.state.pool;
+        let records = assemble::records(call.shared(), pool, vec![prev], Some(pin)).await?;
         push_records(&mut assembly, 2, records);
     }
     assembly.answer(&call.state.pool)
@@ -114,8 +115,7 @@ pub(super) async fn delete_range(
     else {
         return Err(mismatched());
     };
-    let records = assemble::records(call.shared(), &call.state.pool, prevs).await?;
-    drop(pin);
+    let records = assemble::records(call.shared(), &call.state.pool, prevs, pin).await?;
     let mut assembly = Assembly::default();
     let mut head = header(&call.header(revision));
     splice::put_int(2, deleted, &mut head);

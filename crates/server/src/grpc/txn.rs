@@ -219,7 +219,11 @@ fn response(
         }
         (Some(Request::RequestPut(_)), OpOutcome::Put { revision, prev }) => {
             assembly.push(inner_header(revision));
-            push_records(assembly, 2, records_now(shared, prev.as_slice())?);
+            push_records(
+                assembly,
+                2,
+                records_now(shared, prev.as_slice(), assembly.pin())?,
+            );
             Ok(2)
         }
         (
@@ -233,7 +237,7 @@ fn response(
             let mut head = inner_header(revision);
             splice::put_int(2, deleted, &mut head);
             assembly.push(head);
-            push_records(assembly, 3, records_now(shared, &prevs)?);
+            push_records(assembly, 3, records_now(shared, &prevs, assembly.pin())?);
             Ok(3)
         }
         (Some(Request::RequestTxn(request)), OpOutcome::Txn { succeeded, ops }) => {

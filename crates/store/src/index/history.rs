@@ -1,4 +1,4 @@
-//! What one key has been: its newest state inline, its older revisions in a vector where there are some.
+//! What one key has been: its newest state inline, its older revisions in a queue where there are some.
 //!
 //! A *generation* is one life of a key: from the put that creates it to its tombstone. The newest revision belongs to
 //! the current generation; every generation before that ended in a tombstone.
@@ -7,11 +7,17 @@
 //!
 //! `keyIndex` of etcd 3.7 (server/storage/mvcc/key_index.go) for what compaction keeps.
 
+use std::collections::VecDeque;
+
 use super::KeyState;
 use crate::revision::Revision;
 
 /// The stored length that marks a tombstone: a record can't be that long.
 const TOMBSTONE: u32 = u32::MAX;
+/// The stored length of a put whose record a compaction dropped while the index goes on naming it.
+const LOST: u32 = u32::MAX - 1;
+/// Revisions that are moved at once, at most, to give memory back.
+const MOVED_MAX: usize = 64 << 10;
 /// The distance that says that the numbers stand in [`Past::wide`].
 const WIDE: u32 = u32::MAX;
 
@@ -20,7 +26,7 @@ const WIDE: u32 = u32::MAX;
 pub(super) struct History {
     main: i64,
     sub: u32,
-    /// Length of the newest record, or [`TOMBSTONE`].
+    /// Length of the newest record, [`TOMBSTONE`], or [`LOST`].
     stored_len: u32,
     /// `main` less the create revision of the current generation, or [`WIDE`].
     since_create: u32,
@@ -33,10 +39,11 @@ const _: () = assert!(size_of::<History>() == 32);
 
 #[derive(Debug, Default)]
 struct Past {
-    /// The revisions before the newest one, rising.
-    older: Vec<Older>,
+    /// The revisions before the newest one, rising. Compaction takes them from the front, in parts where there are many,
+    /// and what stays does not move.
+    older: VecDeque<Older>,
     /// The generations that ended before the current one, rising. Each ends at a tombstone in `older`.
-    ended: Vec<Ended>,
+    ended: VecDeque<Ended>,
     /// Create revision and version of the current generation, where they don't fit inline.
     wide: Option<(i64, i64)>,
 }
@@ -60,6 +67,17 @@ struct Ended {
     create: i64,
     /// Version of its last put.
     version: i64,
+}
+
+/// What compaction leaves of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Left {
+    /// Something.
+    Some,
+    /// Nothing: the key has to go.
+    Nothing,
+    /// More than it may yet: it was allowed too few revisions.
+    Unfinished,
 }
 
 /// What compaction finds for one key.
@@ -104,6 +122,11 @@ impl History {
 
     pub(super) fn is_live(&self) -> bool {
         self.stored_len != TOMBSTONE
+    }
+
+    /// Whether the record of the newest revision is there.
+    pub(super) fn is_stored(&self) -> bool {
+        self.stored_len < LOST
     }
 
     /// Create revision and version of the current generation's newest put.
@@ -189,18 +212,20 @@ impl History {
         self.stored_len = stored_len;
     }
 
-    fn older(&self) -> &[Older] {
-        self.past.as_ref().map_or(&[], |past| &past.older)
+    fn older(&self) -> &VecDeque<Older> {
+        const NONE: &VecDeque<Older> = &VecDeque::new();
+        self.past.as_ref().map_or(NONE, |past| &past.older)
     }
 
-    fn ended(&self) -> &[Ended] {
-        self.past.as_ref().map_or(&[], |past| &past.ended)
+    fn ended(&self) -> &VecDeque<Ended> {
+        const NONE: &VecDeque<Ended> = &VecDeque::new();
+        self.past.as_ref().map_or(NONE, |past| &past.ended)
     }
 
-    /// The state that a read at `at` sees; `None` when the key is not alive there.
+    /// The state that a read at `at` sees; `None` when the key is not alive there, or its record is lost.
     pub(super) fn at(&self, at: Revision) -> Option<KeyState> {
         if self.newest() <= at {
-            return self.is_live().then(|| {
+            return self.is_stored().then(|| {
                 let (create, version) = self.numbers();
                 KeyState {
                     rev: self.newest(),
@@ -215,7 +240,7 @@ impl History {
             .partition_point(|older| older.revision() <= at)
             .checked_sub(1)?;
         let found = older[place];
-        if found.stored_len == TOMBSTONE {
+        if found.stored_len >= LOST {
             return None;
         }
         let rev = found.revision();
@@ -242,7 +267,7 @@ impl History {
         })
     }
 
-    /// Whether a read at `at` sees the key.
+    /// Whether the key is alive at `at`. It may be so without a record that could be read.
     pub(super) fn is_live_at(&self, at: Revision) -> bool {
         if self.newest() <= at {
             return self.is_live();
@@ -267,7 +292,7 @@ impl History {
             sub: self.sub,
             stored_len: self.stored_len,
         };
-        let all = older[start..].iter().chain([&newest]);
+        let all = older.range(start..).chain([&newest]);
         let wanted = all.map(|one| (one.revision(), one.stored_len == TOMBSTONE));
         out.extend(
             wanted
@@ -323,37 +348,93 @@ impl History {
         self.compaction(at).1
     }
 
-    /// Drops what compaction to transaction `at` drops, and appends it to `dead` with whether each was a tombstone.
-    /// Returns whether anything is left; if not, the key has to go.
-    pub(super) fn compact(&mut self, at: i64, dead: &mut Vec<(Revision, bool)>) -> bool {
+    /// Drops what compaction to transaction `at` drops, oldest first, and appends it to `dead` with whether each was a
+    /// tombstone: up to `most` revisions and the newest one, taken off `most`. What reads from `at` on see stays as it is
+    /// between two parts.
+    pub(super) fn compact(
+        &mut self,
+        at: i64,
+        most: &mut usize,
+        dead: &mut Vec<(Revision, bool)>,
+    ) -> Left {
         let (first, _) = self.compaction(at);
         let gone = first.unwrap_or(self.older().len());
-        dead.extend(
-            self.older()[..gone]
-                .iter()
-                .map(|older| (older.revision(), older.stored_len == TOMBSTONE)),
-        );
+        let now = gone.min(*most);
+        *most -= now;
+        self.drop_oldest(now, dead);
+        if now < gone {
+            return Left::Unfinished;
+        }
         if first.is_none() {
             dead.push((self.newest(), true));
-            return false;
+            return Left::Nothing;
         }
-        if gone == 0 {
-            return true;
+        self.lose(at, dead);
+        if now > 0 {
+            self.give_memory_back();
         }
-        let past = self
-            .past
-            .as_mut()
-            .expect("older revisions stand in the past");
-        let oldest = past.older.get(gone).map(Older::revision);
-        past.ended
-            .retain(|ended| oldest.is_some_and(|oldest| ended.tombstone >= oldest));
-        past.older.drain(..gone);
-        past.older.shrink_to_fit();
-        past.ended.shrink_to_fit();
+        Left::Some
+    }
+
+    /// Marks as lost what comes after the tombstone of `at` in the same transaction.
+    fn lose(&mut self, at: i64, dead: &mut Vec<(Revision, bool)>) {
+        let ended = self.ended();
+        let generation = ended.partition_point(|ended| ended.tombstone.main < at);
+        let Some(tombstone) = ended.get(generation).map(|ended| ended.tombstone) else {
+            return;
+        };
+        if tombstone.main != at {
+            return;
+        }
+        if let Some(past) = &mut self.past {
+            let start = past
+                .older
+                .partition_point(|older| older.revision() <= tombstone);
+            let end = past.older.partition_point(|older| older.main <= at);
+            for older in past.older.range_mut(start..end) {
+                let is_tombstone = older.stored_len == TOMBSTONE;
+                dead.push((older.revision(), is_tombstone));
+                if !is_tombstone {
+                    older.stored_len = LOST;
+                }
+            }
+        }
+        if self.main == at {
+            dead.push((self.newest(), !self.is_live()));
+            if self.is_live() {
+                self.stored_len = LOST;
+            }
+        }
+    }
+
+    fn drop_oldest(&mut self, count: usize, dead: &mut Vec<(Revision, bool)>) {
+        let Some(past) = &mut self.past else {
+            assert_eq!(count, 0, "older revisions stand in the past");
+            return;
+        };
+        let gone = past.older.drain(..count);
+        dead.extend(gone.map(|older| (older.revision(), older.stored_len == TOMBSTONE)));
+        let ended = match past.older.front() {
+            Some(oldest) => {
+                let oldest = oldest.revision();
+                past.ended.partition_point(|ended| ended.tombstone < oldest)
+            }
+            None => past.ended.len(),
+        };
+        past.ended.drain(..ended);
+    }
+
+    /// Gives back what is not used; where much is left that would have to be moved, a later compaction does so.
+    fn give_memory_back(&mut self) {
+        let Some(past) = &mut self.past else {
+            return;
+        };
         if past.older.is_empty() && past.wide.is_none() {
             self.past = None;
+        } else if past.older.len() <= MOVED_MAX {
+            past.older.shrink_to_fit();
+            past.ended.shrink_to_fit();
         }
-        true
     }
 
     /// Bytes of heap taken.
@@ -378,12 +459,14 @@ impl History {
     pub(super) fn check(&self) {
         let older = self.older();
         assert!(
-            older.is_sorted_by(|a, b| a.revision() < b.revision()),
+            older
+                .iter()
+                .is_sorted_by(|a, b| a.revision() < b.revision()),
             "older revisions rise: {self:?}"
         );
         assert!(
             older
-                .last()
+                .back()
                 .is_none_or(|last| last.revision() < self.newest()),
             "the newest is last: {self:?}"
         );
@@ -411,14 +494,14 @@ impl History {
 }
 
 fn length(stored_len: u32) -> u32 {
-    assert!(stored_len != TOMBSTONE, "a record is shorter than 4 GiB");
+    assert!(stored_len < LOST, "a record is shorter than 4 GiB");
     stored_len
 }
 
-/// Pushes onto a vector that stays short mostly.
-fn push<T>(onto: &mut Vec<T>, item: T) {
+/// Pushes onto a queue that stays short mostly.
+fn push<T>(onto: &mut VecDeque<T>, item: T) {
     if onto.len() == onto.capacity() && onto.len() < 8 {
         onto.reserve_exact(2.min(onto.len() + 1));
     }
-    onto.push(item);
+    onto.push_back(item);
 }

@@ -1,6 +1,6 @@
 //! A leaf: packed keys, and the history of each.
 
-use super::history::History;
+use super::history::{History, Left};
 use super::keys::{PackedKeys, make_room};
 use crate::revision::Revision;
 
@@ -8,6 +8,15 @@ use crate::revision::Revision;
 pub(super) const LEAF_KEYS_MAX: usize = 64;
 /// Bytes of keys in a leaf past which it is split while it has more than one key.
 pub(super) const LEAF_BYTES_MAX: usize = 16 << 10;
+
+/// What one hold of the lock may do for a compaction.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Budget {
+    /// Keys to look at.
+    pub(super) keys: usize,
+    /// Revisions to drop.
+    pub(super) revisions: usize,
+}
 
 /// Keys in order, each with its history.
 #[derive(Debug, Default)]
@@ -65,24 +74,32 @@ impl Leaf {
             .count() as u64
     }
 
-    /// Compacts the keys at `places` to transaction `at`, appends what is dropped to `dead`, and takes keys out of which
-    /// nothing is left. Returns how many it took out.
+    /// Compacts the keys at `places` to transaction `at` as far as `budget` allows, appends what is dropped to `dead`, and
+    /// takes keys out of which nothing is left. Returns how many it took out, and the key that is not done with.
     pub(super) fn compact(
         &mut self,
         places: std::ops::Range<usize>,
         at: i64,
+        budget: &mut Budget,
         dead: &mut Vec<(Revision, bool)>,
-    ) -> usize {
+    ) -> (usize, Option<Vec<u8>>) {
         // One bit a key.
         const _: () = assert!(LEAF_KEYS_MAX <= 64);
         let mut empty = 0u64;
+        let mut unfinished = None;
         for i in places {
-            if !self.histories[i].compact(at, dead) {
-                empty |= 1 << i;
+            match self.histories[i].compact(at, &mut budget.revisions, dead) {
+                Left::Some => {}
+                Left::Nothing => empty |= 1 << i,
+                Left::Unfinished => {
+                    unfinished = Some(self.keys.get(i));
+                    break;
+                }
             }
+            budget.keys -= 1;
         }
         if empty == 0 {
-            return 0;
+            return (0, unfinished);
         }
         self.keys.retain(|i| empty & 1 << i == 0);
         let mut i = 0;
@@ -91,7 +108,7 @@ impl Leaf {
             empty & 1 << (i - 1) == 0
         });
         self.histories.shrink_to_fit();
-        empty.count_ones() as usize
+        (empty.count_ones() as usize, unfinished)
     }
 
     /// Bytes of heap taken, without the histories' own.

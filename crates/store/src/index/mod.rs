@@ -6,7 +6,8 @@
 //! range costs O(log n) wherever nothing flipped after the revision asked for.
 //!
 //! One [`IndexWriter`], held by apply, changes it; any number of [`IndexReader`]s read it, on any thread. Between them
-//! stands one lock, which neither side holds for more than [`KEYS_PER_LOCK`] keys.
+//! stands one lock, which neither side holds for more than [`KEYS_PER_LOCK`] keys, nor to drop more than
+//! [`REVISIONS_PER_LOCK`] revisions.
 //!
 //! Invariants:
 //!
@@ -35,3 +36,6 @@ pub use writer::{IndexWriter, PutState, Restored};
 
 /// Keys that are looked at, at most, while the lock is held once.
 pub const KEYS_PER_LOCK: usize = 256;
+
+/// Revisions that a compaction drops, at most, while the lock is held once: also of one key that has more of them.
+pub const REVISIONS_PER_LOCK: usize = 8 << 10;

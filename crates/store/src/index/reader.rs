@@ -88,6 +88,14 @@ impl IndexReader {
         self.tree.write().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether `key` is alive at `at`: also where compaction has lost its value, so that no read sees it.
+    #[must_use]
+    pub fn is_alive(&self, key: &[u8], at: Revision) -> bool {
+        self.read()
+            .get(key)
+            .is_some_and(|history| history.is_live_at(at))
+    }
+
     /// What a read at `at` sees of `key`; `None` when it is not alive there.
     #[must_use]
     pub fn get(&self, key: &[u8], at: Revision) -> Option<KeyState> {
@@ -107,11 +115,7 @@ impl IndexReader {
     #[must_use]
     pub fn count(&self, range: KeyRange<'_>, at: Revision) -> u64 {
         if let KeyRange::Single(key) = range {
-            return u64::from(
-                self.read()
-                    .get(key)
-                    .is_some_and(|history| history.is_live_at(at)),
-            );
+            return u64::from(self.is_alive(key, at));
         }
         let mut count = 0;
         self.slices(range, |tree, span| {
@@ -170,6 +174,21 @@ impl IndexReader {
             low = next;
             keys = KEYS_PER_LOCK;
         }
+    }
+
+    /// The keys of `range` that are alive now, in key order, those too that no read sees because compaction has lost their
+    /// values.
+    #[must_use]
+    pub fn alive(&self, range: KeyRange<'_>) -> Vec<Vec<u8>> {
+        if let KeyRange::Single(key) = range {
+            let alive = self.is_alive(key, Revision::end_of(i64::MAX));
+            return alive.then(|| key.to_vec()).into_iter().collect();
+        }
+        let mut keys = Vec::new();
+        self.slices(range, |tree, span| {
+            tree.alive(span, KEYS_PER_LOCK, &mut keys)
+        });
+        keys
     }
 
     /// Calls `f` for each revision of `key` from transaction `from_main` up to and including `upto`, rising, with whether

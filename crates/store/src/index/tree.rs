@@ -2,7 +2,7 @@
 
 use super::history::{History, Kept};
 use super::keys::{PackedKeys, make_room, separator};
-use super::leaf::{LEAF_KEYS_MAX, Leaf};
+use super::leaf::{Budget, LEAF_KEYS_MAX, Leaf};
 use super::{Found, KeyState};
 use crate::revision::Revision;
 
@@ -319,6 +319,33 @@ impl Subtree {
         }
     }
 
+    fn alive(
+        &self,
+        span: Span<'_>,
+        budget: &mut usize,
+        keys: &mut Vec<Vec<u8>>,
+    ) -> Option<Vec<u8>> {
+        if self.live == 0 {
+            return None;
+        }
+        match &self.node {
+            Node::Leaf(leaf) => {
+                let places = span.places(leaf);
+                let end = places.end.min(places.start + *budget);
+                *budget -= end - places.start;
+                let alive = (places.start..end).filter(|&i| leaf.histories[i].is_live());
+                keys.extend(alive.map(|i| leaf.keys.get(i)));
+                (end < places.end).then(|| leaf.keys.get(end))
+            }
+            Node::Branch(branch) => {
+                let range = branch.children_of(span);
+                range
+                    .clone()
+                    .find_map(|i| branch.children[i].alive(span.of_child(i, &range), budget, keys))
+            }
+        }
+    }
+
     fn kept(
         &self,
         span: Span<'_>,
@@ -350,23 +377,23 @@ impl Subtree {
         &mut self,
         span: Span<'_>,
         at: i64,
-        budget: &mut usize,
+        budget: &mut Budget,
         dead: &mut Vec<(Revision, bool)>,
         change: &mut Compacted,
     ) -> Option<Vec<u8>> {
         match &mut self.node {
             Node::Leaf(leaf) => {
                 let places = span.places(leaf);
-                let end = places.end.min(places.start + *budget);
-                *budget -= end - places.start;
+                let end = places.end.min(places.start + budget.keys);
                 let resume = (end < places.end).then(|| leaf.keys.get(end));
                 let heap = |leaf: &Leaf| {
                     leaf.heap() + leaf.histories.iter().map(History::heap).sum::<usize>()
                 };
                 let before = heap(leaf);
-                change.keys += leaf.compact(places.start..end, at, dead) as u64;
+                let (gone, unfinished) = leaf.compact(places.start..end, at, budget, dead);
+                change.keys += gone as u64;
                 change.heap += heap(leaf).cast_signed() - before.cast_signed();
-                resume
+                unfinished.or(resume)
             }
             Node::Branch(branch) => {
                 let range = branch.children_of(span);
@@ -581,6 +608,16 @@ impl Tree {
         self.root.rows(span, at, &mut budget, rows)
     }
 
+    /// Appends to `keys` the keys of `span` that are alive now. Returns where to go on when `budget` keys were looked at.
+    pub(super) fn alive(
+        &self,
+        span: Span<'_>,
+        mut budget: usize,
+        keys: &mut Vec<Vec<u8>>,
+    ) -> Option<Vec<u8>> {
+        self.root.alive(span, &mut budget, keys)
+    }
+
     /// Calls `kept` with what compaction to `at` keeps of the keys of `span`. Returns where to go on when `budget` keys
     /// were looked at.
     pub(super) fn kept(
@@ -593,16 +630,17 @@ impl Tree {
         self.root.kept(span, at, &mut budget, kept)
     }
 
-    /// Compacts the keys of `span` to `at`. Returns where to go on when `budget` keys were looked at.
+    /// Compacts the keys of `span` to `at`. Returns where to go on when `budget` is used up: at the key whose history is
+    /// compacted in part, if there is one.
     pub(super) fn compact(
         &mut self,
         span: Span<'_>,
         at: i64,
-        mut budget: usize,
+        budget: &mut Budget,
         dead: &mut Vec<(Revision, bool)>,
     ) -> Option<Vec<u8>> {
         let mut change = Compacted::default();
-        let resume = self.root.compact(span, at, &mut budget, dead, &mut change);
+        let resume = self.root.compact(span, at, budget, dead, &mut change);
         self.keys -= change.keys;
         self.add_heap(change.heap);
         while let Node::Branch(branch) = &mut self.root.node {

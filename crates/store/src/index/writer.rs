@@ -13,7 +13,7 @@ pub struct PutState {
     pub create: i64,
     /// Puts since then, 1 for the creation.
     pub version: i64,
-    /// The revision of the value that it replaced.
+    /// The revision of the value that it replaced, if compaction has not lost that.
     pub prev: Option<Revision>,
 }
 
@@ -92,7 +92,7 @@ impl IndexWriter {
             };
             let live = history.is_live();
             (state.create, state.version) = history.next_numbers(rev.main);
-            state.prev = live.then(|| history.newest());
+            state.prev = history.is_stored().then(|| history.newest());
             history.put(rev, state.create, state.version, length(&state));
             if live { Edit::Same } else { Edit::Born }
         });
@@ -123,12 +123,12 @@ impl IndexWriter {
         PutState {
             create,
             version,
-            prev: history.is_live().then(|| history.newest()),
+            prev: history.is_stored().then(|| history.newest()),
         }
     }
 
-    /// Adds a tombstone, and returns the revision of the value that it ends; `None`, and no change, when the key is not
-    /// alive.
+    /// Adds a tombstone, and returns the revision of the value that it ends, if compaction has not lost that; nothing
+    /// changes when the key is not alive.
     ///
     /// # Panics
     ///
@@ -139,7 +139,7 @@ impl IndexWriter {
             .write()
             .edit(key, rev, &mut |history| match history {
                 Some(history) if history.is_live() => {
-                    prev = Some(history.newest());
+                    prev = history.is_stored().then(|| history.newest());
                     history.tombstone(rev);
                     Edit::Died
                 }

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use bytes::{BufMut, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use keelson_proto::ApiError;
 use prost::encoding::encode_varint;
 
-use super::plan::{Plan, Rows};
+use super::plan::{Plan, Rows, is_passed};
 use super::{TAG_COUNT, TAG_KVS, TAG_MORE};
-use crate::{BucketKey, Error, Shared, schema};
+use crate::pin::Pin;
+use crate::{BucketKey, Error, Revision, Shared, schema};
 
 /// Writes the body of a `RangeResponse`: stored records, `more`, `count`.
 ///
@@ -40,6 +41,24 @@ pub enum EmitError {
     /// The file failed, or does not hold what the index says.
     #[error(transparent)]
     Store(#[from] Error),
+}
+
+/// The value stored at a revision that `pin` holds. May wait for the disk.
+///
+/// # Errors
+///
+/// [`EmitError::Compacted`] where it is gone and nothing holds it any more; where something does, the
+/// file is damaged.
+pub fn held_record(
+    shared: &Shared,
+    revision: Revision,
+    pin: Option<&Pin>,
+) -> Result<Bytes, EmitError> {
+    match shared.record(revision)? {
+        Some(record) => Ok(record),
+        None if pin.is_none_or(Pin::is_broken) => Err(EmitError::Compacted),
+        None => Err(Error::missing_record(revision).into()),
+    }
 }
 
 impl Emitter {
@@ -91,7 +110,7 @@ impl Emitter {
                         put_len(found, out);
                     })?;
                     if !found {
-                        return Err(EmitError::Compacted);
+                        return Err(self.missing(row.revision));
                     }
                     // The length of the whole answer has been told: a file that holds two records
                     // of one revision must not change it.
@@ -139,12 +158,23 @@ impl Emitter {
 
     /// Without a pin, or with a broken one, a chunk counts only if compaction had not passed it when it was read.
     fn checked(&self, progress: Progress) -> Result<Progress, EmitError> {
-        let passed = self.plan.read_main < self.shared.compact_revision();
-        let held = self.plan.pin.as_ref().is_some_and(|pin| !pin.is_broken());
-        if !held && passed {
+        if self.is_passed() {
             Err(EmitError::Compacted)
         } else {
             Ok(progress)
+        }
+    }
+
+    fn is_passed(&self) -> bool {
+        is_passed(&self.shared, self.plan.pin.as_ref(), self.plan.held_main)
+    }
+
+    /// Why a row is not there: where no compaction can have taken it, the file is damaged.
+    fn missing(&self, revision: Revision) -> EmitError {
+        if self.is_passed() {
+            EmitError::Compacted
+        } else {
+            EmitError::Store(Error::missing_record(revision))
         }
     }
 }

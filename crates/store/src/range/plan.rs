@@ -57,7 +57,8 @@ pub struct Plan {
     /// Whether the limit cut something off.
     pub more: bool,
     pub(super) rows: Rows,
-    pub(super) read_main: i64,
+    /// The main revision whose compaction the read survives: one above it may remove rows.
+    pub(super) held_main: i64,
     pub(super) pin: Option<Pin>,
 }
 
@@ -84,7 +85,7 @@ pub fn plan(shared: &Arc<Shared>, request: &RangeRequest, at: ReadAt) -> Result<
         count,
         more: false,
         rows: Rows::Stored(Vec::new()),
-        read_main: moment.at.main,
+        held_main: held_main(moment.at),
         pin: Some(moment.pin),
     };
     if request.count_only {
@@ -112,7 +113,9 @@ pub fn plan(shared: &Arc<Shared>, request: &RangeRequest, at: ReadAt) -> Result<
         }
     });
     if values {
-        sort::read_values(shared, &mut found)?;
+        let held = plan.pin.as_ref();
+        let passed = || is_passed(shared, held, plan.held_main);
+        sort::read_values(shared, &mut found, passed)?;
     }
     order.sort(&mut found);
     if limit > 0 && found.len() > limit {
@@ -146,6 +149,25 @@ fn rows(request: &RangeRequest, found: Vec<Candidate>) -> Rows {
     Rows::Stored(found.into_iter().map(row).collect())
 }
 
+/// The last main revision that may be compacted to without taking a row from a read at `at`.
+///
+/// A compaction leaves of each key what its own transaction left: what a read sees in the middle of that
+/// transaction goes.
+fn held_main(at: Revision) -> i64 {
+    if at == Revision::end_of(at.main) {
+        at.main
+    } else {
+        at.main - 1
+    }
+}
+
+/// Whether a compaction may have taken rows from a read that survives one to `held_main`: then what is
+/// missing is compacted. If not, the file does not hold what the index names.
+pub(super) fn is_passed(shared: &Shared, pin: Option<&Pin>, held_main: i64) -> bool {
+    // In this order: pins are broken after a compaction was published.
+    pin.is_none_or(Pin::is_broken) && held_main < shared.compact_revision()
+}
+
 /// The moment to read at, held against compaction.
 struct Moment {
     at: Revision,
@@ -164,7 +186,7 @@ impl Moment {
                 Ok(Moment {
                     at,
                     header,
-                    pin: shared.pin(at.main),
+                    pin: shared.pin(held_main(at)),
                 })
             }
             ReadAt::Current if request.revision > 0 => {

@@ -77,13 +77,21 @@ impl Order {
     }
 }
 
-/// Reads the value of each row.
-pub(super) fn read_values(shared: &Arc<Shared>, found: &mut [Candidate]) -> Result<(), PlanError> {
+/// Reads the value of each row; `passed` tells whether a compaction may have taken one that is missing.
+pub(super) fn read_values(
+    shared: &Arc<Shared>,
+    found: &mut [Candidate],
+    passed: impl Fn() -> bool,
+) -> Result<(), PlanError> {
     let view = shared.view();
     for row in found {
-        let bytes = view
-            .record(row.revision)?
-            .ok_or(PlanError::Refused(ApiError::Compacted))?;
+        let Some(bytes) = view.record(row.revision)? else {
+            return Err(if passed() {
+                ApiError::Compacted.into()
+            } else {
+                Error::missing_record(row.revision).into()
+            });
+        };
         let peeked = record::peek(&bytes).map_err(|source| Error::CorruptRow {
             bucket: schema::KEY,
             key: crate::BucketKey::encode(row.revision, false)
