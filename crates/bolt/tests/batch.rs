@@ -1,5 +1,5 @@
 //! Callers that share a commit: each function runs once and each caller has its own result.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Barrier;
