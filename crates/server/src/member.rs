@@ -325,6 +325,11 @@ impl Watchers for Told {
         self.watching.events(batch);
     }
 
+    fn restored(&self, revision: i64) {
+        self.changed.notify_waiters();
+        self.watching.restored(revision);
+    }
+
     fn tokens_revoked(&self, user: Option<&str>) {
         match user {
             Some(user) => self.tokens.forget_user(user),
