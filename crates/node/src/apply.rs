@@ -9,8 +9,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use keelson_proto::ApiError;
-use keelson_proto::entry::{Entry, EntryKind};
+use keelson_proto::entry::{ConfChange, ConfChangeKind, Entry, EntryKind, Snapshot};
 use keelson_proto::ids::{LogIndex, Term};
+use keelson_proto::message::Message;
+use keelson_raft::AnyConfChange;
 use keelson_store::{Answer, Effect, Outcome, Slice, Store};
 
 use crate::commit::CommitRequest;
@@ -30,6 +32,12 @@ const HELD_RETRY: Duration = Duration::from_millis(10);
 pub(crate) enum ApplyRequest {
     /// Committed entries, in order.
     Entries(Vec<Entry>),
+    /// A member needs a snapshot of what is applied by now: this message, and the file.
+    SendSnapshot(Box<Message>),
+    /// A snapshot of the leader is in the log, and is to take the place of the state.
+    Install(Box<Snapshot>),
+    /// The commit thread has opened its file: this is the state.
+    Opened(Box<Store>),
     /// Everything applied so far is to be in the file; answered with `Reply::Durable`.
     Commit(Option<Ticket>),
     /// The file is to be rewritten without its free pages; answered with `Reply::Done`.
@@ -38,6 +46,22 @@ pub(crate) enum ApplyRequest {
     CompactionFinished,
     /// The alarm that this thread has proposed will not be in the log.
     AlarmDropped,
+}
+
+impl ApplyRequest {
+    /// Whether it waits while the state is being replaced.
+    fn needs_the_state(&self) -> bool {
+        match self {
+            ApplyRequest::Entries(_)
+            | ApplyRequest::SendSnapshot(_)
+            | ApplyRequest::Install(_)
+            | ApplyRequest::Commit(_)
+            | ApplyRequest::Defragment(_) => true,
+            ApplyRequest::Opened(_)
+            | ApplyRequest::CompactionFinished
+            | ApplyRequest::AlarmDropped => false,
+        }
+    }
 }
 
 /// Answers that wait until compactions are through the file.
@@ -80,6 +104,10 @@ pub(crate) struct Applier {
     /// Whether a turn may wait for the commit thread in its midst. Else whoever gives turns looks at
     /// [`Applier::is_blocked`] before.
     may_wait: bool,
+    /// The snapshot of the leader whose file is being opened.
+    installing: Option<LogIndex>,
+    /// What came meanwhile.
+    deferred: Vec<ApplyRequest>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,6 +154,8 @@ impl Applier {
             },
             held_since: None,
             may_wait: true,
+            installing: None,
+            deferred: Vec::new(),
             store,
         }
     }
@@ -185,7 +215,9 @@ impl Applier {
         if !self.links.is_killed() {
             self.finish_batch();
             self.release_all();
-            self.seal(Vec::new());
+            if self.installing.is_none() {
+                self.seal(Vec::new());
+            }
         }
     }
 
@@ -208,8 +240,15 @@ impl Applier {
     }
 
     fn carry_out(&mut self, request: ApplyRequest) -> Result<(), Error> {
+        if self.installing.is_some() && request.needs_the_state() {
+            self.deferred.push(request);
+            return Ok(());
+        }
         match request {
             ApplyRequest::Entries(entries) => self.apply(&entries)?,
+            ApplyRequest::SendSnapshot(message) => self.seal_for(Vec::new(), vec![*message]),
+            ApplyRequest::Install(snapshot) => self.install(&snapshot),
+            ApplyRequest::Opened(store) => return self.opened(*store),
             ApplyRequest::Commit(ticket) => self.seal(ticket.into_iter().collect()),
             ApplyRequest::Defragment(ticket) => {
                 self.seal(Vec::new());
@@ -334,7 +373,7 @@ impl Applier {
 
     fn carry_out_effect(&mut self, effect: Effect, entry: &Entry) -> Result<(), Error> {
         match effect {
-            Effect::ConfChange { change, .. } => self.conf_change(change),
+            Effect::ConfChange { change, .. } => self.conf_change(entry.index, change),
             Effect::RaiseNoSpace => self.raise_no_space(entry.index),
             Effect::Commit => self.seal_now = true,
             Effect::ForceSnapshot => {
@@ -354,22 +393,48 @@ impl Applier {
         Ok(())
     }
 
-    fn conf_change(&self, change: keelson_proto::entry::ConfChange) {
-        if let Some(member) = self.store.members().member(change.member) {
-            tracing::info!(
-                "cluster-id" = %self.links.identity.cluster,
-                "local-member-id" = %self.links.identity.member,
-                "added-peer-id" = %member.id,
-                "added-peer-peer-urls:json" = format!("{:?}", member.peer_urls),
-                "added-peer-is-learner" = member.is_learner,
-                "added member"
-            );
+    /// Tells consensus and the way to other members of a change, and the member itself if it has gone.
+    fn conf_change(&self, index: LogIndex, change: ConfChange) {
+        let links = &self.links;
+        let id = change.member;
+        let own = links.identity.member;
+        let member = self.store.members().member(id);
+        match (change.kind, member) {
+            _ if id.is_none() => {}
+            (ConfChangeKind::RemoveNode, _) => {
+                tracing::info!(
+                    "cluster-id" = %links.identity.cluster,
+                    "local-member-id" = %own,
+                    "removed-remote-peer-id" = %id,
+                    "removed member"
+                );
+                if id == own {
+                    drop(links.duty.push_always(DutyEvent::Removed, 1));
+                } else {
+                    links.peers.remove(id);
+                }
+            }
+            (ConfChangeKind::UpdateNode, Some(member)) if id != own => {
+                links.peers.update(id, &member.peer_urls);
+            }
+            (ConfChangeKind::AddNode | ConfChangeKind::AddLearnerNode, Some(member)) => {
+                tracing::info!(
+                    "cluster-id" = %links.identity.cluster,
+                    "local-member-id" = %own,
+                    "added-peer-id" = %member.id,
+                    "added-peer-peer-urls:json" = format!("{:?}", member.peer_urls),
+                    "added-peer-is-learner" = member.is_learner,
+                    "added member"
+                );
+                if id != own {
+                    links.peers.add(id, &member.peer_urls);
+                }
+            }
+            _ => {}
         }
-        drop(
-            self.links
-                .consensus
-                .push_always(Input::ConfChange(change), 0),
-        );
+        let change = AnyConfChange::V1(change);
+        let input = Input::ConfChange { index, change };
+        drop(links.consensus.push_always(input, 0));
     }
 
     /// This member's lease deadlines run from now on, if it leads: this is the first entry of a term.
@@ -494,6 +559,11 @@ impl Applier {
     /// Hands everything that is not in the file to the commit thread. Waits while too much is there
     /// already: memory is bounded.
     fn seal(&mut self, answers: Vec<Ticket>) {
+        self.seal_for(answers, Vec::new());
+    }
+
+    /// As [`Applier::seal`], with members that get the file then.
+    fn seal_for(&mut self, answers: Vec<Ticket>, send: Vec<Message>) {
         self.finish_batch();
         let applied = self.store.applied().0;
         let changed = applied > self.sealed || self.store.open_bytes() > 0;
@@ -510,6 +580,7 @@ impl Applier {
             sealed,
             answers,
             snapshot,
+            send,
         };
         self.commit(request, weight);
     }
@@ -571,11 +642,82 @@ impl Applier {
         SliceState::More
     }
 
+    /// Gives up the state for a snapshot of the leader, whose file the commit thread opens; what comes
+    /// meanwhile waits.
+    fn install(&mut self, snapshot: &Snapshot) {
+        let (applied, _) = self.store.applied();
+        if snapshot.index <= applied {
+            // The log has it, and the state has got there by entries since.
+            return;
+        }
+        tracing::info!(
+            "current-snapshot-index" = self.snapshot.0,
+            "current-applied-index" = applied.0,
+            "incoming-leader-snapshot-index" = snapshot.index.0,
+            "incoming-leader-snapshot-term" = snapshot.term.0,
+            "applying snapshot"
+        );
+        self.finish_batch();
+        self.installing = Some(snapshot.index);
+        self.seal_at = None;
+        self.seal_now = false;
+        self.snapshot_now = false;
+        self.slice = SliceState::Idle;
+        let request = CommitRequest::Install(snapshot.index);
+        drop(self.links.commit.push_always(request, 0));
+    }
+
+    /// Goes on with the state of a snapshot.
+    fn opened(&mut self, fresh: Store) -> Result<(), Error> {
+        let Some(index) = self.installing.take() else {
+            return Ok(());
+        };
+        self.store.take_over(fresh);
+        let (applied, term) = self.store.applied();
+        self.links.gate.set_applied_term(term);
+        self.sealed = applied;
+        self.snapshot = applied;
+        self.held_since = None;
+        let compacting = self.store.is_compacting();
+        self.physical.finished = self.physical.started;
+        for (_, ticket, reply) in self.physical.waiting.drain(..) {
+            self.outbox.add(ticket, reply);
+        }
+        self.physical.started += u64::from(compacting);
+        if compacting {
+            self.slice = SliceState::More;
+        }
+        let links = self.links.clone();
+        self.versions = versions::tell(&links, self.versions.take());
+        links
+            .peers
+            .replace(links.other_members(self.store.members()));
+        links.watchers.restored(self.store.shared().revision());
+        self.finish_batch();
+        tracing::info!(
+            "current-snapshot-index" = applied.0,
+            "current-applied-index" = applied.0,
+            "incoming-leader-snapshot-index" = index.0,
+            "applied snapshot"
+        );
+        for request in std::mem::take(&mut self.deferred) {
+            self.carry_out(request)?;
+        }
+        Ok(())
+    }
+
     /// Answers what nobody will answer any more.
     fn release_all(&mut self) {
         let waiting = std::mem::take(&mut self.physical.waiting).into_iter();
         let waiting = waiting.map(|(_, ticket, _)| (ticket, Reply::Refused(ApiError::Stopped)));
-        for (ticket, reply) in waiting.chain(std::mem::take(&mut self.after_alarm)) {
+        let deferred = std::mem::take(&mut self.deferred).into_iter();
+        let deferred = deferred.filter_map(|request| match request {
+            ApplyRequest::Commit(ticket) | ApplyRequest::Defragment(ticket) => ticket,
+            _ => None,
+        });
+        let deferred = deferred.map(|ticket| (ticket, Reply::Refused(ApiError::Stopped)));
+        let alarmed = std::mem::take(&mut self.after_alarm);
+        for (ticket, reply) in waiting.chain(deferred).chain(alarmed) {
             self.outbox.add(ticket, reply);
         }
         self.outbox.send(&*self.links.replies);

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use keelson_proto::entry::{ConfState, HardState};
-use keelson_wal::{Preparer, SnapshotMark, Wal};
+use keelson_proto::entry::{ConfState, HardState, Snapshot};
+use keelson_wal::{Preparer, SnapFiles, SnapshotMark, Wal};
 
 use crate::core::{Append, Input};
 use crate::links::Links;
@@ -78,6 +78,9 @@ impl Logger {
         for request in requests.drain(..) {
             match request {
                 LogRequest::Append(append) => {
+                    if let Some(snapshot) = &append.snapshot {
+                        self.take_snapshot(snapshot, append.hard_state)?;
+                    }
                     self.wal.append(append.hard_state, &append.entries)?;
                     self.hard_state = append.hard_state.unwrap_or(self.hard_state);
                     must_sync |= append.must_sync;
@@ -115,6 +118,23 @@ impl Logger {
         }
         drop(self.links.consensus.push_always(Input::Synced { upto }, 0));
         Ok(())
+    }
+
+    /// Begins again behind a snapshot of the leader: first its `.snap` file, then the mark.
+    fn take_snapshot(
+        &mut self,
+        snapshot: &Snapshot,
+        hard_state: Option<HardState>,
+    ) -> Result<(), keelson_wal::Error> {
+        let links = &self.links;
+        SnapFiles::new(links.env.files.clone(), &links.config.snap_dir()).save(snapshot)?;
+        self.hard_state = hard_state.unwrap_or(self.hard_state);
+        self.wal.append(hard_state, &[])?;
+        let mark = SnapshotMark {
+            index: snapshot.index,
+            term: snapshot.term,
+        };
+        self.mark(mark, &snapshot.conf_state)
     }
 
     /// Records a snapshot, and lets go of what lies before it.

@@ -31,6 +31,13 @@ use crate::{Barrier, Config, Env, Error, NoPeers, Peers, Replies, Ticket, Watche
 /// The stack of threads that decode no requests, in bytes.
 const SMALL_STACK_BYTES: usize = 2 << 20;
 
+/// How long the log is kept for a member that got a snapshot: it asks for what came meanwhile.
+///
+/// # Source
+///
+/// `spec/formats.md` 4.2.
+const HOLD_AFTER_SNAPSHOT: Duration = Duration::from_secs(30);
+
 /// Something that a member is told to do outside of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
@@ -40,6 +47,8 @@ pub enum Order {
     Defragment,
     /// Hand leadership over. Not answered: [`Node::status`] shows it.
     MoveLeader(MemberId),
+    /// Say how far the members are; answered with [`Reply::Progress`].
+    Progress,
 }
 
 /// How a member stands.
@@ -186,6 +195,9 @@ impl Node {
             peers,
         };
         let links = Arc::new(Links::new(parts, booted.last));
+        for (member, urls) in links.other_members(booted.opened.store.members()) {
+            links.peers.add(member, &urls);
+        }
         let node = Node {
             inner: Arc::new(Inner {
                 links: links.clone(),
@@ -273,6 +285,13 @@ impl Node {
         }
     }
 
+    /// What to say of a request that began at `started`, by the member's clock, and has had no answer in
+    /// its time.
+    #[must_use]
+    pub fn timeout_error(&self, started: Duration) -> ApiError {
+        self.links().timeout_error(started)
+    }
+
     /// Gives an order; its answer comes to the ticket, if there is one.
     ///
     /// # Errors
@@ -296,17 +315,19 @@ impl Node {
                 .consensus
                 .push_always(Input::TransferLeader(to), 0)
                 .is_ok(),
+            Order::Progress => match ticket {
+                Some(ticket) => links
+                    .consensus
+                    .push_always(Input::Progress(ticket), 0)
+                    .is_ok(),
+                None => true,
+            },
         };
         if taken {
             Ok(())
         } else {
             Err(ApiError::Stopped)
         }
-    }
-
-    /// Hands over a message of another member.
-    pub fn step(&self, message: keelson_proto::message::Message) {
-        drop(self.links().consensus.try_push(Input::Step(message), 0));
     }
 
     /// How the member stands.
@@ -421,11 +442,12 @@ impl Node {
         }
     }
 
-    /// Stops in order: takes nothing in any more, lets consensus end, applies what is committed, brings
-    /// everything into the file, and closes the log. Returns when all threads have ended, however often
+    /// Stops in order: hands leadership over, takes nothing in any more, lets consensus end, applies what
+    /// is committed, brings everything into the file, and closes the log. Returns when all threads have ended, however often
     /// and by whomever it is called; not to be called from [`Env::failed`].
     pub fn stop(&self) {
         let links = self.links();
+        self.hand_over();
         links.stopping.store(true, Ordering::SeqCst);
         let mut threads = self.threads();
         links.duty.close();
@@ -440,6 +462,38 @@ impl Node {
         join(&mut threads.log);
         join(&mut threads.prepare);
         refuse_waiters(links);
+    }
+
+    /// Hands leadership to the voter that has been connected for longest, and waits for that, at most
+    /// for as long as an election takes: the others are to have a leader at once. Nothing happens where
+    /// this member does not lead, or nobody else can.
+    pub fn hand_over(&self) {
+        let links = self.links();
+        if !self.is_leader() || links.is_stopping() {
+            return;
+        }
+        let members = links.shared.members();
+        let own = links.identity.member;
+        let others = members.voters().map(|member| member.id);
+        let since = |id| links.peers.active_since(id).map(|since| (since, id));
+        let Some((_, to)) = others.filter(|id| *id != own).filter_map(since).min() else {
+            return;
+        };
+        tracing::info!(
+            "local-member-id" = %own,
+            "transferee-member-id" = %to,
+            "leadership transfer starting"
+        );
+        drop(links.consensus.push_always(Input::TransferLeader(to), 0));
+        if links.wait_for_other_leader(links.config.election) {
+            tracing::info!(
+                "local-member-id" = %own,
+                "new-leader-member-id" = %links.published.leader(),
+                "leadership transfer finished"
+            );
+        } else {
+            tracing::warn!("local-member-id" = %own, "leadership transfer failed");
+        }
     }
 
     /// Ends all threads where they stand, without a commit or a flush, as a crash of the process would;
@@ -500,13 +554,19 @@ fn new_core(links: &Links, booted: &Booted) -> Result<Core, Error> {
     raft.election_tick = config.election_ticks();
     raft.pre_vote = config.pre_vote;
     raft.max_committed_size_per_ready = budget::APPLYING_BYTES;
-    let patience = config.request_timeout().as_millis() / config.heartbeat.as_millis().max(1);
+    raft.max_uncommitted_entries_size = budget::UNCOMMITTED_BYTES;
+    raft.max_inflight_bytes = budget::INFLIGHT_BYTES;
+    let ticks = |time: Duration| {
+        let ticks = time.as_millis() / config.heartbeat.as_millis().max(1);
+        u64::try_from(ticks).unwrap_or(u64::MAX)
+    };
     let options = Options {
         raft,
         replay_to: booted.replay_to,
         campaign_at_once: config.election_at_once,
-        patience_ticks: u64::try_from(patience).unwrap_or(u64::MAX),
+        patience_ticks: ticks(config.request_timeout()),
         first_context: links.proposals.next_id().0,
+        hold_ticks: ticks(HOLD_AFTER_SNAPSHOT),
     };
     let random = links.env.random.clone();
     let draw = Box::new(move |bound: u32| {
