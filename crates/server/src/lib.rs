@@ -8,6 +8,7 @@ mod http;
 pub mod logging;
 mod member;
 mod metrics;
+mod peers;
 mod pool;
 mod run;
 mod serving;

@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
+use crate::peers::Links;
 use crate::pool::Pool;
 use crate::tickets::{Awaited, Tickets};
 use crate::tokens::Tokens;
@@ -23,6 +24,7 @@ const GRPC_OVERHEAD: usize = 512 << 10;
 /// A member, as its handlers see it.
 pub(crate) struct State {
     pub(crate) node: Node,
+    pub(crate) peers: Arc<Links>,
     pub(crate) tickets: Arc<Tickets>,
     pub(crate) watching: Arc<Watching>,
     pub(crate) pool: Arc<Pool>,
