@@ -84,8 +84,9 @@ fn header_text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 
-/// Whether the sender is of this cluster and speaks what we speak; who it is, if it says so.
-fn sender(state: &State, headers: &HeaderMap) -> Result<Option<MemberId>, Response<Body>> {
+/// Whether the sender is of this cluster and speaks what we speak. One that is not known yet is
+/// remembered by what it says of itself.
+fn check_sender(state: &State, headers: &HeaderMap) -> Result<(), Response<Body>> {
     let refuse = |what: &'static str| Err(text(StatusCode::PRECONDITION_FAILED, what));
     let release = |name| version_of(header_text(headers, name).unwrap_or(OLDEST));
     let minor = |version: &semver::Version| (version.major, version.minor);
@@ -113,7 +114,13 @@ fn sender(state: &State, headers: &HeaderMap) -> Result<Option<MemberId>, Respon
     let from = header_text(headers, FROM).and_then(|id| u64::from_str_radix(id, 16).ok());
     let from = from.map(MemberId);
     if let Some(id) = from
-        && !state.node.is_removed(id)
+        && state.node.is_removed(id)
+    {
+        // It may never have heard of it: whoever removed it does not speak with it any more.
+        let what = "cannot process message from removed member\n";
+        return Err(text(StatusCode::FORBIDDEN, what));
+    }
+    if let Some(id) = from
         && id != state.node.member_id()
     {
         let urls = header_text(headers, PEER_URLS).unwrap_or_default();
@@ -122,12 +129,12 @@ fn sender(state: &State, headers: &HeaderMap) -> Result<Option<MemberId>, Respon
         }
         state.peers.heard_of(id, &state.node);
     }
-    Ok(from)
+    Ok(())
 }
 
 /// One message of consensus.
 async fn message(state: &Arc<State>, request: Request<Incoming>) -> Response<Body> {
-    if let Err(response) = sender(state, request.headers()) {
+    if let Err(response) = check_sender(state, request.headers()) {
         return response;
     }
     let body = http_body_util::Limited::new(request.into_body(), MESSAGE_MAX);
@@ -150,7 +157,7 @@ async fn message(state: &Arc<State>, request: Request<Incoming>) -> Response<Bod
 
 /// A message, and the database as of it.
 async fn snapshot(state: &Arc<State>, request: Request<Incoming>) -> Response<Body> {
-    if let Err(response) = sender(state, request.headers()) {
+    if let Err(response) = check_sender(state, request.headers()) {
         return response;
     }
     let mut body = request.into_body();
