@@ -432,7 +432,7 @@ impl Target {
                 Ok(response) => self.health.down(self.id, &line::refused(&response)),
                 Err(error) => self.health.down(self.id, &error),
             }
-            if probes % PROBES_A_RELEASE == 0 || !self.is_release_known() {
+            if probes.is_multiple_of(PROBES_A_RELEASE) || !self.is_release_known() {
                 let release = join::release(url, PROBE_PATIENCE).await;
                 *lock(&self.health.release) = Some(match release {
                     Ok(version) => Release::Known(version),

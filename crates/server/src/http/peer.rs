@@ -86,8 +86,8 @@ fn header_text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 
 /// Whether the sender is of this cluster and speaks what we speak. One that is not known yet is
 /// remembered by what it says of itself.
-fn check_sender(state: &State, headers: &HeaderMap) -> Result<(), Response<Body>> {
-    let refuse = |what: &'static str| Err(text(StatusCode::PRECONDITION_FAILED, what));
+fn check_sender(state: &State, headers: &HeaderMap) -> Result<(), Box<Response<Body>>> {
+    let refuse = |code, what: &'static str| Err(Box::new(text(code, what)));
     let release = |name| version_of(header_text(headers, name).unwrap_or(OLDEST));
     let minor = |version: &semver::Version| (version.major, version.minor);
     let own = state.node.config().version.clone();
@@ -100,7 +100,7 @@ fn check_sender(state: &State, headers: &HeaderMap) -> Result<(), Response<Body>
             "remote-peer-server-version" = header_text(headers, VERSION).unwrap_or_default(),
             "failed version compatibility check"
         );
-        return refuse("incompatible version\n");
+        return refuse(StatusCode::PRECONDITION_FAILED, "incompatible version\n");
     }
     let theirs = header_text(headers, CLUSTER_ID).unwrap_or_default();
     if theirs != state.node.cluster_id().to_string() {
@@ -109,7 +109,7 @@ fn check_sender(state: &State, headers: &HeaderMap) -> Result<(), Response<Body>
             "remote-peer-cluster-id" = theirs,
             "request cluster ID mismatch"
         );
-        return refuse("cluster ID mismatch\n");
+        return refuse(StatusCode::PRECONDITION_FAILED, "cluster ID mismatch\n");
     }
     let from = header_text(headers, FROM).and_then(|id| u64::from_str_radix(id, 16).ok());
     let from = from.map(MemberId);
@@ -118,7 +118,7 @@ fn check_sender(state: &State, headers: &HeaderMap) -> Result<(), Response<Body>
     {
         // It may never have heard of it: whoever removed it does not speak with it any more.
         let what = "cannot process message from removed member\n";
-        return Err(text(StatusCode::FORBIDDEN, what));
+        return refuse(StatusCode::FORBIDDEN, what);
     }
     if let Some(id) = from
         && id != state.node.member_id()
@@ -135,7 +135,7 @@ fn check_sender(state: &State, headers: &HeaderMap) -> Result<(), Response<Body>
 /// One message of consensus.
 async fn message(state: &Arc<State>, request: Request<Incoming>) -> Response<Body> {
     if let Err(response) = check_sender(state, request.headers()) {
-        return response;
+        return *response;
     }
     let body = http_body_util::Limited::new(request.into_body(), MESSAGE_MAX);
     let Ok(body) = body.collect().await else {
@@ -158,7 +158,7 @@ async fn message(state: &Arc<State>, request: Request<Incoming>) -> Response<Bod
 /// A message, and the database as of it.
 async fn snapshot(state: &Arc<State>, request: Request<Incoming>) -> Response<Body> {
     if let Err(response) = check_sender(state, request.headers()) {
-        return response;
+        return *response;
     }
     let mut body = request.into_body();
     let (message, rest) = match envelope(&mut body).await {
