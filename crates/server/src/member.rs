@@ -329,6 +329,11 @@ impl Watchers for Told {
         self.tokens.add(token.into(), user.into(), Instant::now());
     }
 
+    fn restored(&self, revision: i64) {
+        self.changed.notify_waiters();
+        self.watching.restored(revision);
+    }
+
     fn tokens_revoked(&self, user: Option<&str>) {
         match user {
             Some(user) => self.tokens.forget_user(user),
