@@ -11,6 +11,7 @@ use keelson_store::Shared;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::grpc::trace::Trace;
 use crate::metrics::Metrics;
 use crate::pool::Pool;
 use crate::tickets::{Awaited, Tickets};
@@ -119,8 +120,16 @@ impl State {
             Barrier::Passed => return Ok(()),
             Barrier::Waiting => {}
         }
+        let mut trace = Trace::begin(self, "linearizableReadLoop");
         let error = match self.wait(awaited).await {
-            Some(Reply::Readable) => return Ok(()),
+            Some(Reply::Readable) => {
+                let took = trace.step(self, "applied index is now lower than readState.Index");
+                trace.tell_all_steps(took, |detail| {
+                    let applied = self.node.status().applied;
+                    detail.add("appliedIndex", applied.0);
+                });
+                return Ok(());
+            }
             Some(Reply::Refused(error)) => error,
             Some(_) | None => {
                 self.metrics.slow_read_indexes.inc();
