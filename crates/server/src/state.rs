@@ -18,9 +18,6 @@ use crate::tickets::{Awaited, Tickets};
 use crate::tokens::Tokens;
 use crate::watching::Watching;
 
-/// The version of etcd that clients are told (`DESIGN.md` 6).
-pub(crate) const ETCD_VERSION: &str = "3.7.1";
-
 /// What gRPC takes beyond the largest request, in bytes (api.md 8.1).
 const GRPC_OVERHEAD: usize = 512 << 10;
 
@@ -44,6 +41,8 @@ pub(crate) struct State {
 /// What the configuration says to handlers.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
+    /// The version of etcd that clients and peers are told (`DESIGN.md` 6).
+    pub(crate) version: &'static str,
     /// Largest request, in bytes.
     pub(crate) max_request_bytes: usize,
     /// How often a watcher that wants it is told that nothing is missing.
