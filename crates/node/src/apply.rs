@@ -1,6 +1,6 @@
 //! The apply thread: the only one that changes the store.
 //!
-//! It takes all that waits. Answers of a batch leave in one parcel a serving thread, its events in one,
+//! An [`Applier`] is what it does, a turn at a time. It takes all that waits. Answers of a batch leave in one parcel a serving thread, its events in one,
 //! and consensus hears of it once. Segments are sealed here, between entries, and handed to the commit
 //! thread; compactions are pruned here, a slice at a time between batches.
 
@@ -105,6 +105,9 @@ pub(crate) struct Applier {
     installing: Option<LogIndex>,
     /// What came meanwhile.
     deferred: Vec<ApplyRequest>,
+    /// Whether a turn may wait for the commit thread in its midst. Else whoever gives turns looks at
+    /// [`Applier::is_blocked`] before.
+    may_wait: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,8 +155,14 @@ impl Applier {
             held_since: None,
             installing: None,
             deferred: Vec::new(),
+            may_wait: true,
             store,
         }
+    }
+
+    /// No turn waits in its midst: one that has begun passes the bound instead, by what it has taken.
+    pub(crate) fn never_wait(&mut self) {
+        self.may_wait = false;
     }
 
     /// Runs until the mailbox is closed and empty, and seals what is left.
@@ -166,26 +175,43 @@ impl Applier {
     fn work(&mut self) -> Result<(), Error> {
         let mut requests = Vec::new();
         loop {
-            match self
-                .links
-                .clone()
-                .apply
-                .take(&mut requests, self.patience())
-            {
-                Taken::Closed => break,
-                Taken::TimedOut => {}
-                Taken::Some => {
-                    for request in requests.drain(..) {
-                        self.carry_out(request)?;
-                    }
-                    self.finish_batch();
-                }
+            let patience = self.patience();
+            if self.links.clone().apply.take(&mut requests, patience) == Taken::Closed {
+                break;
             }
-            if self.is_old() || self.seal_now {
-                self.seal(Vec::new());
-            }
-            self.prune();
+            self.turn(&mut requests)?;
         }
+        self.finish();
+        Ok(())
+    }
+
+    /// Carries out what came, and what is due by itself.
+    pub(crate) fn turn(&mut self, requests: &mut Vec<ApplyRequest>) -> Result<(), Error> {
+        if !requests.is_empty() {
+            for request in requests.drain(..) {
+                self.carry_out(request)?;
+            }
+            self.finish_batch();
+        }
+        if self.is_old() || self.seal_now {
+            self.seal(Vec::new());
+        }
+        self.prune();
+        Ok(())
+    }
+
+    /// Whether so much waits for the commit thread that a turn could have to.
+    pub(crate) fn is_blocked(&self) -> bool {
+        !self.links.commit.would_take(1)
+    }
+
+    /// When a turn is due even if nothing comes.
+    pub(crate) fn next(&self) -> Option<Duration> {
+        self.patience().map(|patience| self.now() + patience)
+    }
+
+    /// After the last turn.
+    pub(crate) fn finish(&mut self) {
         if !self.links.is_killed() {
             self.finish_batch();
             self.release_all();
@@ -193,7 +219,6 @@ impl Applier {
                 self.seal(Vec::new());
             }
         }
-        Ok(())
     }
 
     fn now(&self) -> Duration {
@@ -227,7 +252,7 @@ impl Applier {
             ApplyRequest::Commit(ticket) => self.seal(ticket.into_iter().collect()),
             ApplyRequest::Defragment(ticket) => {
                 self.seal(Vec::new());
-                drop(self.links.commit.push(CommitRequest::Defragment(ticket), 0));
+                self.commit(CommitRequest::Defragment(ticket), 0);
             }
             ApplyRequest::CompactionFinished => {
                 self.store.compaction_finished();
@@ -357,6 +382,9 @@ impl Applier {
                 self.snapshot_now = true;
             }
             Effect::PromoteLessor => self.promote(entry.term),
+            Effect::AssignToken { user, token } => {
+                self.links.watchers.token_assigned(&user, &token);
+            }
             Effect::RevokeTokens { user } => self.links.watchers.tokens_revoked(user.as_deref()),
             Effect::Stop(reason) => return Err(Error::Entry(reason)),
             // The store may learn to ask for more; what is not understood must not pass unseen.
@@ -554,12 +582,21 @@ impl Applier {
             snapshot,
             send,
         };
-        match self.links.commit.try_push(request, weight) {
-            Ok(()) | Err(Refused::Closed(_)) => {}
-            Err(Refused::Full(request)) => {
-                self.links.stats.apply_waits.add(1);
-                drop(self.links.commit.push(request, weight));
-            }
+        self.commit(request, weight);
+    }
+
+    /// Hands something to the commit thread; waits for room.
+    fn commit(&self, request: CommitRequest, weight: u64) {
+        let links = &self.links;
+        if let Err(Refused::Full(request)) = links.commit.try_push(request, weight) {
+            links.stats.apply_waits.add(1);
+            let passed = if self.may_wait {
+                links.commit.push(request, weight)
+            } else {
+                links.commit.push_always(request, weight)
+            };
+            // Closed meanwhile: the member ends.
+            drop(passed);
         }
     }
 
@@ -582,11 +619,7 @@ impl Applier {
             Slice::More => SliceState::More,
             Slice::Held => self.held(),
             Slice::Pruned(job) => {
-                drop(
-                    self.links
-                        .commit
-                        .push(CommitRequest::Compaction(Box::new(job)), 0),
-                );
+                self.commit(CommitRequest::Compaction(Box::new(job)), 0);
                 SliceState::More
             }
         };

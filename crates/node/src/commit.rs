@@ -1,6 +1,6 @@
 //! The commit thread: the file's only writer.
 //!
-//! Segments, compactions and defragmentations come in one queue and are carried out in its order;
+//! [`Commits`] is what it does, a turn at a time. Segments, compactions and defragmentations come in one queue and are carried out in its order;
 //! a compaction goes a bounded transaction at a time, with segments in between.
 
 use std::collections::VecDeque;
@@ -75,16 +75,25 @@ impl Commits {
     fn work(&mut self) -> Result<(), Error> {
         let mut one = Vec::new();
         loop {
-            let idle = self.compacting_since.is_none() && self.jobs.is_empty();
-            let patience = (!idle).then_some(Duration::ZERO);
+            let patience = (!self.is_idle()).then_some(Duration::ZERO);
             if self.links.commit.take_up_to(1, &mut one, patience) == Taken::Closed {
                 return Ok(());
             }
-            if let Some(request) = one.pop() {
-                self.carry_out(request)?;
-            }
-            self.compact()?;
+            self.turn(one.pop())?;
         }
+    }
+
+    /// Whether a turn has nothing to do unless something comes.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.compacting_since.is_none() && self.jobs.is_empty()
+    }
+
+    /// Carries out what came, and one transaction of a compaction.
+    pub(crate) fn turn(&mut self, request: Option<CommitRequest>) -> Result<(), Error> {
+        if let Some(request) = request {
+            self.carry_out(request)?;
+        }
+        self.compact()
     }
 
     fn now(&self) -> Duration {

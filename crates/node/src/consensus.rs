@@ -1,4 +1,5 @@
-//! The consensus thread: the core's mailbox and its clock.
+//! The consensus thread: the core's mailbox and its clock. A [`Consensus`] is what it does, a turn at a
+//! time.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -46,53 +47,79 @@ impl Ticker {
     }
 }
 
-/// Runs until the mailbox is closed and empty.
-pub(crate) fn run(links: &Arc<Links>, core: Core) {
-    let mut thread = Thread {
-        links,
-        core,
-        led: false,
-    };
-    if let Err(error) = thread.run() {
-        links.fail(&error);
-    }
-}
-
-struct Thread<'a> {
-    links: &'a Arc<Links>,
+/// What the thread does.
+pub(crate) struct Consensus {
+    links: Arc<Links>,
     core: Core,
+    ticker: Ticker,
     led: bool,
 }
 
-impl Thread<'_> {
-    fn run(&mut self) -> Result<(), crate::Error> {
-        let interval = self.links.config.heartbeat;
-        let mut ticker = Ticker {
-            interval,
-            next: self.now() + interval,
-        };
+impl Consensus {
+    pub(crate) fn new(links: Arc<Links>, core: Core) -> Consensus {
+        let interval = links.config.heartbeat;
+        let next = links.env.clock.now() + interval;
+        Consensus {
+            links,
+            core,
+            ticker: Ticker { interval, next },
+            led: false,
+        }
+    }
+
+    /// Runs until the mailbox is closed and empty.
+    pub(crate) fn run(mut self) {
+        if let Err(error) = self.work() {
+            self.links.fail(&error);
+        }
+    }
+
+    fn work(&mut self) -> Result<(), crate::Error> {
+        let links = self.links.clone();
         let mut inputs = Vec::new();
         // What the core has to do before anything comes in, such as an election.
-        let outputs = self.core.handle([])?;
-        self.carry_out(outputs);
+        self.begin()?;
         loop {
-            let timeout = ticker.next.saturating_sub(self.now());
-            if self.links.consensus.take(&mut inputs, Some(timeout)) == Taken::Closed {
+            let timeout = self.next().saturating_sub(self.now());
+            if links.consensus.take(&mut inputs, Some(timeout)) == Taken::Closed {
                 break;
             }
-            if let Some(missed) = ticker.due(self.now()) {
-                self.tick(missed, interval);
-                inputs.push(Input::Tick);
-            }
-            self.prepare(&inputs);
-            let outputs = self.core.handle(inputs.drain(..))?;
-            self.carry_out(outputs);
+            self.turn(&mut inputs)?;
         }
+        self.finish();
+        Ok(())
+    }
+
+    /// Before the first turn.
+    pub(crate) fn begin(&mut self) -> Result<(), crate::Error> {
+        let outputs = self.core.handle([])?;
+        self.carry_out(outputs);
+        Ok(())
+    }
+
+    /// Takes in what came, and a tick if one is due.
+    pub(crate) fn turn(&mut self, inputs: &mut Vec<Input>) -> Result<(), crate::Error> {
+        if let Some(missed) = self.ticker.due(self.now()) {
+            self.tick(missed, self.ticker.interval);
+            inputs.push(Input::Tick);
+        }
+        self.prepare(inputs);
+        let outputs = self.core.handle(inputs.drain(..))?;
+        self.carry_out(outputs);
+        Ok(())
+    }
+
+    /// When a turn is due even if nothing comes.
+    pub(crate) fn next(&self) -> Duration {
+        self.ticker.next
+    }
+
+    /// After the last turn.
+    pub(crate) fn finish(&mut self) {
         if !self.links.is_killed() {
             let outputs = self.core.flush();
             self.carry_out(outputs);
         }
-        Ok(())
     }
 
     fn now(&self) -> Duration {
@@ -100,7 +127,7 @@ impl Thread<'_> {
     }
 
     fn tick(&self, missed: u64, interval: Duration) {
-        expire_waiters(self.links);
+        expire_waiters(&self.links);
         self.links
             .published
             .ticked
@@ -148,7 +175,7 @@ impl Thread<'_> {
     }
 
     fn carry_out(&mut self, outputs: Outputs) {
-        let links = self.links;
+        let links = self.links.clone();
         self.publish();
         for append in outputs.appends {
             let weight = append.entries.len() as u64;
@@ -185,14 +212,14 @@ impl Thread<'_> {
             outbox.add(ticket, Reply::Progress(progress));
         }
         for (id, error) in outputs.dropped {
-            refuse(links, &mut outbox, id, error);
+            refuse(&links, &mut outbox, id, error);
         }
         outbox.send(&*links.replies);
     }
 
     /// Tells everybody who leads. Before what follows from it reaches the log or apply.
     fn publish(&mut self) {
-        let links = self.links;
+        let links = &self.links;
         let view = self.core.view();
         let before = links.published.leader();
         links.published.store(&view, millis(self.now()));

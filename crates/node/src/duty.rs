@@ -214,36 +214,45 @@ impl Duties {
     }
 }
 
-/// Runs until the mailbox is closed.
-pub(crate) fn run(links: &Arc<Links>) {
-    let config = &links.config;
-    let mut thread = Thread {
-        links,
-        duties: Duties::new(
+/// What the thread does, a turn at a time.
+pub(crate) struct DutyWorker {
+    links: Arc<Links>,
+    duties: Duties,
+}
+
+impl DutyWorker {
+    pub(crate) fn new(links: Arc<Links>) -> DutyWorker {
+        let config = &links.config;
+        let duties = Duties::new(
             config.version.clone(),
             config.request_timeout(),
             config.auto_compaction,
             links.env.clock.now(),
             links.shared.revision(),
-        ),
-    };
-    let mut events = Vec::new();
-    loop {
-        let patience = thread.duties.next().saturating_sub(links.env.clock.now());
-        if links.duty.take(&mut events, Some(patience)) == Taken::Closed {
-            return;
-        }
-        thread.work(&mut events);
+        );
+        DutyWorker { links, duties }
     }
-}
 
-struct Thread<'a> {
-    links: &'a Arc<Links>,
-    duties: Duties,
-}
+    /// Runs until the mailbox is closed.
+    pub(crate) fn run(mut self) {
+        let links = self.links.clone();
+        let mut events = Vec::new();
+        loop {
+            let patience = self.next().saturating_sub(links.env.clock.now());
+            if links.duty.take(&mut events, Some(patience)) == Taken::Closed {
+                return;
+            }
+            self.turn(&mut events);
+        }
+    }
 
-impl Thread<'_> {
-    fn work(&mut self, events: &mut Vec<DutyEvent>) {
+    /// When a turn is due even if nothing comes.
+    pub(crate) fn next(&self) -> Duration {
+        self.duties.next()
+    }
+
+    /// Takes in what came, and carries out what is due.
+    pub(crate) fn turn(&mut self, events: &mut Vec<DutyEvent>) {
         let now = self.links.env.clock.now();
         for event in events.drain(..) {
             if let DutyEvent::Done(Duty::Compaction, result) = &event {
@@ -266,7 +275,7 @@ impl Thread<'_> {
     }
 
     fn published(&self) {
-        let links = self.links;
+        let links = &self.links;
         tracing::info!(
             "local-member-id" = %links.identity.member,
             "local-member-attributes" = ?(&links.config.name, &links.config.client_urls),
@@ -289,7 +298,7 @@ impl Thread<'_> {
     }
 
     fn end(&self) {
-        let links = self.links;
+        let links = &self.links;
         tracing::warn!(
             "local-member-id" = %links.identity.member,
             error = "the member has been permanently removed from the cluster",

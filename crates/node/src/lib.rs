@@ -31,6 +31,7 @@ mod receive;
 mod snapshot;
 pub mod stats;
 mod step;
+mod stepped;
 mod ticket;
 mod versions;
 
@@ -45,4 +46,5 @@ pub use receive::SnapshotRefused;
 pub use snapshot::SNAPSHOT_COUNT;
 pub use stats::Stats;
 pub use step::StepRefused;
+pub use stepped::{Part, Stepped, Turn};
 pub use ticket::{Asker, Duty, Replies, Reply, Ticket, Waiter, Watchers};

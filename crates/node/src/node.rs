@@ -12,20 +12,21 @@ use keelson_proto::request::STACK_BYTES;
 use keelson_proto::rpc::etcdserverpb::InternalRaftRequest;
 use keelson_store::Shared;
 use keelson_store::lease::Ticks;
+use keelson_wal::Preparer;
 
 use crate::apply::{Applier, ApplyRequest};
 use crate::boot::{Booted, boot};
 use crate::commit::Commits;
+use crate::consensus::Consensus;
 use crate::core::{Core, Input, Options};
+use crate::duty::DutyWorker;
 use crate::links::{Links, Parts};
+use crate::log::Logger;
 use crate::mailbox::Refused;
 use crate::snapshot::Snapshots;
 use crate::stats::Stats;
 use crate::ticket::{Asker, Outbox, Reply};
-use crate::{
-    Barrier, Config, Env, Error, NoPeers, Peers, Replies, Ticket, Watchers, budget, consensus,
-    duty, log,
-};
+use crate::{Barrier, Config, Env, Error, NoPeers, Peers, Replies, Ticket, Watchers, budget};
 
 /// The stack of threads that decode no requests, in bytes.
 const SMALL_STACK_BYTES: usize = 2 << 20;
@@ -102,6 +103,37 @@ struct Inner {
     threads: Mutex<Threads>,
 }
 
+/// What the threads do, one each.
+pub(crate) struct Workers {
+    pub(crate) log: Logger,
+    pub(crate) commits: Commits,
+    pub(crate) applier: Applier,
+    pub(crate) consensus: Consensus,
+    pub(crate) duty: DutyWorker,
+}
+
+impl Workers {
+    fn new(links: &Arc<Links>, booted: Booted) -> Result<Workers, Error> {
+        let core = new_core(links, &booted)?;
+        let Booted {
+            wal,
+            hard_state,
+            opened,
+            replay_to,
+            start,
+            ..
+        } = booted;
+        let snapshots = Snapshots::new(&links.config, links.env.files.clone(), start.index);
+        Ok(Workers {
+            log: Logger::new(links.clone(), wal, hard_state),
+            commits: Commits::new(links.clone(), opened.committer, snapshots),
+            applier: Applier::new(links.clone(), opened.store, replay_to, start.index),
+            consensus: Consensus::new(links.clone(), core),
+            duty: DutyWorker::new(links.clone()),
+        })
+    }
+}
+
 /// A running member. Clones are the same member; when the last one is dropped without
 /// [`Node::stop`], the threads end as by [`Node::kill`].
 #[derive(Clone)]
@@ -136,6 +168,21 @@ impl Node {
         watchers: Arc<dyn Watchers>,
         peers: Arc<dyn Peers>,
     ) -> Result<Node, Error> {
+        let (node, mut workers) = Node::assemble(config, env, replies, watchers, peers)?;
+        let preparer = workers.log.preparer();
+        // Should one of the threads not start, dropping the node ends the others.
+        node.start_threads(workers, preparer)?;
+        Ok(node)
+    }
+
+    /// A member, and what its threads do.
+    pub(crate) fn assemble(
+        config: Config,
+        env: Env,
+        replies: Arc<dyn Replies>,
+        watchers: Arc<dyn Watchers>,
+        peers: Arc<dyn Peers>,
+    ) -> Result<(Node, Workers), Error> {
         tracing::info!(bytes = budget::WRITE_BYTES, "memory for writes is bounded");
         let booted = boot(&config, &env)?;
         let parts = Parts {
@@ -157,44 +204,28 @@ impl Node {
                 threads: Mutex::default(),
             }),
         };
-        // Should one of the threads not start, dropping the node ends the others.
-        node.start_threads(&links, booted)?;
-        Ok(node)
+        let workers = Workers::new(&links, booted)?;
+        Ok((node, workers))
     }
 
-    fn start_threads(&self, links: &Arc<Links>, booted: Booted) -> Result<(), Error> {
-        let env = &links.env;
-        let core = new_core(links, &booted)?;
-        let Booted {
-            mut wal,
-            hard_state,
-            opened,
-            replay_to,
-            start,
-            ..
-        } = booted;
+    fn start_threads(&self, workers: Workers, preparer: Preparer) -> Result<(), Error> {
+        let env = &self.links().env;
+        let Workers {
+            log,
+            commits,
+            applier,
+            consensus,
+            duty,
+        } = workers;
         let mut threads = self.threads();
-
-        let preparer = wal.preparer();
         threads.prepare =
             Some(env.spawn("wal-prepare", SMALL_STACK_BYTES, move || preparer.run())?);
-        let of = links.clone();
-        let body = move || log::run(&of, wal, hard_state);
-        threads.log = Some(env.spawn("log", SMALL_STACK_BYTES, body)?);
-
-        let snapshots = Snapshots::new(&links.config, env.files.clone(), start.index);
-        let commits = Commits::new(links.clone(), opened.committer, snapshots);
+        threads.log = Some(env.spawn("log", SMALL_STACK_BYTES, move || log.run())?);
         threads.commit = Some(env.spawn("commit", SMALL_STACK_BYTES, move || commits.run())?);
-
-        let applier = Applier::new(links.clone(), opened.store, replay_to, start.index);
         threads.apply = Some(env.spawn("apply", STACK_BYTES, move || applier.run())?);
-
-        let of = links.clone();
-        let body = move || consensus::run(&of, core);
-        threads.consensus = Some(env.spawn("consensus", SMALL_STACK_BYTES, body)?);
-
-        let of = links.clone();
-        threads.duty = Some(env.spawn("duty", SMALL_STACK_BYTES, move || duty::run(&of))?);
+        threads.consensus =
+            Some(env.spawn("consensus", SMALL_STACK_BYTES, move || consensus.run())?);
+        threads.duty = Some(env.spawn("duty", SMALL_STACK_BYTES, move || duty.run())?);
         Ok(())
     }
 

@@ -73,6 +73,12 @@ pub trait Watchers: Send + Sync + 'static {
     /// and every watcher reads it from the file.
     fn restored(&self, revision: i64);
 
+    /// A simple token is this user's from now on. Called in the order of the log with
+    /// [`Watchers::tokens_revoked`], before whoever logged in is answered.
+    fn token_assigned(&self, user: &str, token: &str) {
+        let _ = (user, token);
+    }
+
     /// Simple tokens of this user, or of every user, are void.
     fn tokens_revoked(&self, user: Option<&str>) {
         let _ = user;
