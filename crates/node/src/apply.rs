@@ -101,13 +101,13 @@ pub(crate) struct Applier {
     held_since: Option<Duration>,
     /// The versions that were told last.
     versions: Option<Versions>,
+    /// Whether a turn may wait for the commit thread in its midst. Else whoever gives turns looks at
+    /// [`Applier::is_blocked`] before.
+    may_wait: bool,
     /// The snapshot of the leader whose file is being opened.
     installing: Option<LogIndex>,
     /// What came meanwhile.
     deferred: Vec<ApplyRequest>,
-    /// Whether a turn may wait for the commit thread in its midst. Else whoever gives turns looks at
-    /// [`Applier::is_blocked`] before.
-    may_wait: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,9 +153,9 @@ impl Applier {
                 SliceState::Idle
             },
             held_since: None,
+            may_wait: true,
             installing: None,
             deferred: Vec::new(),
-            may_wait: true,
             store,
         }
     }

@@ -69,15 +69,15 @@ pub trait Watchers: Send + Sync + 'static {
     /// The records that a batch made.
     fn events(&self, batch: EventRange);
 
-    /// The state went on to this revision by a snapshot of the leader: no batch brings what lies between,
-    /// and every watcher reads it from the file.
-    fn restored(&self, revision: i64);
-
     /// A simple token is this user's from now on. Called in the order of the log with
     /// [`Watchers::tokens_revoked`], before whoever logged in is answered.
     fn token_assigned(&self, user: &str, token: &str) {
         let _ = (user, token);
     }
+
+    /// The state went on to this revision by a snapshot of the leader: no batch brings what lies between,
+    /// and every watcher reads it from the file.
+    fn restored(&self, revision: i64);
 
     /// Simple tokens of this user, or of every user, are void.
     fn tokens_revoked(&self, user: Option<&str>) {

@@ -325,13 +325,13 @@ impl Watchers for Told {
         self.watching.events(batch);
     }
 
+    fn token_assigned(&self, user: &str, token: &str) {
+        self.tokens.add(token.into(), user.into(), Instant::now());
+    }
+
     fn restored(&self, revision: i64) {
         self.changed.notify_waiters();
         self.watching.restored(revision);
-    }
-
-    fn token_assigned(&self, user: &str, token: &str) {
-        self.tokens.add(token.into(), user.into(), Instant::now());
     }
 
     fn tokens_revoked(&self, user: Option<&str>) {
