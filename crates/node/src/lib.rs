@@ -11,6 +11,7 @@ mod boot;
 mod bootstrap;
 pub mod budget;
 mod commit;
+pub mod conf;
 mod config;
 mod consensus;
 pub mod core;

@@ -17,6 +17,7 @@ use keelson_wal::Preparer;
 use crate::apply::{Applier, ApplyRequest};
 use crate::boot::{Booted, boot};
 use crate::commit::Commits;
+use crate::conf::Surroundings;
 use crate::consensus::Consensus;
 use crate::core::{Core, Input, Options};
 use crate::duty::DutyWorker;
@@ -283,6 +284,20 @@ impl Node {
             Err(Refused::Full(_)) => Err(ApiError::TooManyRequests),
             Err(Refused::Closed(_)) => Err(ApiError::Stopped),
         }
+    }
+
+    /// Asks whether a change of the membership may be proposed now; the answer is the change itself, for
+    /// [`Node::propose_conf_change`].
+    pub fn surroundings<T>(&self, ask: impl FnOnce(&Surroundings<'_>) -> T) -> T {
+        let links = self.links();
+        let members = links.shared.members();
+        ask(&Surroundings {
+            own: links.identity.member,
+            now: links.env.clock.now(),
+            strict: links.config.strict_reconfig,
+            members: &members,
+            active_since: &|id| links.peers.active_since(id),
+        })
     }
 
     /// What to say of a request that began at `started`, by the member's clock, and has had no answer in
