@@ -23,6 +23,7 @@ mod links;
 mod log;
 pub mod mailbox;
 pub mod memory_log;
+mod monitor;
 mod node;
 mod peek;
 mod peers;
