@@ -151,7 +151,8 @@ impl Duties {
                 Duty::ClusterVersion
                 | Duty::EndDowngrade
                 | Duty::LeaseRevoke
-                | Duty::LeaseCheckpoint,
+                | Duty::LeaseCheckpoint
+                | Duty::CorruptAlarm,
                 _,
             ) => {}
         }

@@ -111,6 +111,8 @@ pub enum Duty {
     LeaseCheckpoint,
     /// Compact old revisions.
     Compaction,
+    /// Tell that a member is corrupt.
+    CorruptAlarm,
 }
 
 impl Duty {
@@ -123,6 +125,7 @@ impl Duty {
             Duty::LeaseRevoke => "LeaseRevoke",
             Duty::LeaseCheckpoint => "LeaseCheckpoint",
             Duty::Compaction => "Compaction",
+            Duty::CorruptAlarm => "Alarm",
         }
     }
 }
