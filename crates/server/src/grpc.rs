@@ -41,6 +41,7 @@ mod slow;
 mod snapshot;
 pub(crate) mod splice;
 pub(crate) mod status;
+pub(crate) mod trace;
 mod txn;
 mod validate;
 mod watch;

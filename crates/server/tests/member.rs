@@ -348,3 +348,27 @@ fn a_second_member_in_the_directory_is_refused_and_leaves_the_first_alone() {
     first.stop();
     start(dir.path()).stop();
 }
+
+#[tokio::test]
+async fn a_member_held_at_3_6_raises_nothing_until_it_is_let_go() {
+    const STATUS: &str = "/etcdserverpb.Maintenance/Status";
+    let dir = tempfile::tempdir().unwrap();
+    for (release, version, storage) in [("3.6", "3.6.14", "3.6.0"), ("3.7", "3.7.1", "3.7.0")] {
+        let path = dir.path().to_owned();
+        let member = off_thread(move || {
+            start_with(&path, |config| config.announce_version = release.to_owned())
+        });
+        let client = client(&member).await;
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let status = loop {
+            let status: StatusResponse = client.call(STATUS, &StatusRequest {}).await.unwrap();
+            if status.storage_version == storage {
+                break status;
+            }
+            assert!(Instant::now() < deadline, "{status:?}");
+            tokio::task::yield_now().await;
+        };
+        assert_eq!(status.version, version);
+        off_thread(move || member.stop());
+    }
+}
