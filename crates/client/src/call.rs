@@ -23,7 +23,7 @@ const ATTEMPTS: u32 = 100;
 /// The pause between two attempts.
 const BACK_OFF: Duration = Duration::from_millis(25);
 /// The largest answer that is taken, in bytes: that of the Go client.
-const ANSWER_MAX: usize = i32::MAX as usize;
+pub(crate) const ANSWER_MAX: usize = i32::MAX as usize;
 /// A longer time-out is taken as this one: what gRPC can say, and a clock can add.
 const TIMEOUT_MAX: Duration = Duration::from_secs(99_999_999);
 /// What servers count calls by.

@@ -35,6 +35,7 @@ mod maintenance;
 mod request;
 mod snapshot;
 mod transport;
+mod txn;
 mod watch;
 
 pub use auth::Permission;
