@@ -3,8 +3,12 @@
 //! Apply leaves one message a batch and thread that has watchers ([`Watchers::events`]); a task on
 //! the thread's runtime matches it, packs one response a watcher and revision, and wakes each stream
 //! that got something. Watchers that lag are fed from the reader pool by the same task, many a
-//! fetch. All of it happens on the thread that serves the streams; its lock is never contended but
+//! fetch. Values that events replaced are taken from memory, or else read by the pool while their place
+//! in the stream is kept. All of it happens on the thread that serves the streams; its lock is never contended but
 //! by that thread.
+
+mod previous;
+mod stream;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,26 +16,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::Instant;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use keelson_store::watch::{
-    Chunk, FETCH_BYTES, Fetched, Flow, Handle, Shard, Spec, State as ShardState, StreamId, Target,
-    fetch,
+    Chunk, FETCH_BYTES, Fetched, Flow, Shard, Spec, State as ShardState, StreamId, Target, fetch,
 };
 use keelson_store::{EventRange, EventRecord};
 use tokio::sync::Notify;
 
-use crate::grpc::splice;
 use crate::grpc::watch_response::{self as response, Flags};
 use crate::state::State;
-
-/// Bytes that may wait to be sent on one stream; its watchers lag beyond that.
-const STREAM_BYTES_MAX: usize = 1 << 20;
-
-/// Small responses are packed up to so many bytes: what most clients take in one frame.
-const PACK: usize = 16 << 10;
-
-/// Bytes that are handed to HTTP/2 at once: what is handed over is no longer counted here.
-const PIECE: usize = 64 << 10;
+pub(crate) use stream::Piece;
+use stream::{Stream, Watch};
 
 /// Watchers that one fetch feeds.
 const JOBS_MAX: usize = 64;
@@ -70,6 +65,8 @@ struct Hub {
     open: AtomicBool,
     inbox: Mutex<Vec<EventRange>>,
     arrived: Notify,
+    /// Told when values are to be read.
+    wanted: Notify,
     core: Mutex<Core>,
 }
 
@@ -79,136 +76,8 @@ pub(crate) struct Core {
     shard: Shard,
     streams: BTreeMap<StreamId, Stream>,
     next_stream: u64,
-}
-
-/// One stream of a client.
-#[derive(Default)]
-struct Stream {
-    watches: BTreeMap<i64, Watch>,
-    next_id: i64,
-    queue: VecDeque<Queued>,
-    queued_bytes: usize,
-    /// Watchers that wait for room.
-    blocked: Vec<Handle>,
-    /// A request for progress that is to be answered once the shard is this far.
-    progress_at: Option<i64>,
-    waker: Option<Waker>,
-}
-
-#[derive(Clone, Copy)]
-struct Watch {
-    handle: Handle,
-    flags: Flags,
-    progress_notify: bool,
-}
-
-/// A response that waits to be sent.
-struct Queued {
-    bytes: Bytes,
-    /// The watcher whose events these are: they are dropped with it.
-    events_of: Option<i64>,
-    /// Whether a part of it is on its way: then the rest must follow.
-    begun: bool,
-}
-
-/// What is handed to HTTP/2 at once: a part of a response, or several whole ones.
-pub(crate) struct Piece {
-    pub(crate) chunk: splice::Chunk,
-    /// Whether a response ends with it.
-    pub(crate) last: bool,
-}
-
-impl Stream {
-    fn is_full(&self) -> bool {
-        self.queued_bytes >= STREAM_BYTES_MAX
-    }
-
-    fn push(&mut self, bytes: Bytes, events_of: Option<i64>) {
-        self.queued_bytes += bytes.len();
-        self.queue.push_back(Queued {
-            bytes,
-            events_of,
-            begun: false,
-        });
-        if let Some(waker) = self.waker.take() {
-            waker.wake();
-        }
-    }
-
-    /// Takes out what is to be sent next: a part of a response that is too long to be handed over at
-    /// once, or whole responses.
-    fn next_piece(&mut self) -> Option<Piece> {
-        while let Some(next) = self.queue.front_mut() {
-            let ended = |id| !self.watches.contains_key(&id);
-            if !next.begun && next.events_of.is_some_and(ended) {
-                drop(self.pop_next());
-                continue;
-            }
-            if !next.begun && next.bytes.len() <= PIECE {
-                let chunk = self.pack()?;
-                return Some(Piece { chunk, last: true });
-            }
-            let first = !std::mem::replace(&mut next.begun, true);
-            let last = next.bytes.len() <= PIECE;
-            let part = next.bytes.split_to(next.bytes.len().min(PIECE));
-            self.queued_bytes -= part.len();
-            if last {
-                self.queue.pop_front();
-            }
-            let chunk = if first {
-                splice::Chunk::first(part)
-            } else {
-                splice::Chunk::further(part)
-            };
-            return Some(Piece { chunk, last });
-        }
-        None
-    }
-
-    /// Takes out the next response, with those behind it as far as they fit into one frame: a frame
-    /// of HTTP/2 costs more than a small response. What a watcher got that has ended is left out.
-    fn pack(&mut self) -> Option<splice::Chunk> {
-        let first = self.pop()?;
-        let mut packed = BytesMut::new();
-        let mut messages = 1;
-        while let Some(next) = self.queue.front()
-            && first.len().max(packed.len()) + next.bytes.len() <= PACK
-        {
-            if packed.is_empty() {
-                packed.reserve(PACK.min(first.len() + self.queued_bytes));
-                packed.extend_from_slice(&first);
-            }
-            if let Some(next) = self.pop_next() {
-                packed.extend_from_slice(&next);
-                messages += 1;
-            }
-        }
-        let bytes = if packed.is_empty() {
-            first
-        } else {
-            packed.freeze()
-        };
-        Some(splice::Chunk::packed(bytes, messages))
-    }
-
-    fn pop(&mut self) -> Option<Bytes> {
-        while !self.queue.is_empty() {
-            if let Some(bytes) = self.pop_next() {
-                return Some(bytes);
-            }
-        }
-        None
-    }
-
-    /// Takes out the next response; nothing where its watcher has ended, or where there is none.
-    fn pop_next(&mut self) -> Option<Bytes> {
-        let Queued {
-            bytes, events_of, ..
-        } = self.queue.pop_front()?;
-        self.queued_bytes -= bytes.len();
-        let ended = events_of.is_some_and(|id| !self.watches.contains_key(&id));
-        (!ended).then_some(bytes)
-    }
+    /// Events whose replaced values are to be read.
+    wanted: VecDeque<previous::Wanted>,
 }
 
 /// Why a watcher was not made; the text goes to the client.
@@ -221,6 +90,7 @@ impl Watching {
             open: AtomicBool::new(false),
             inbox: Mutex::default(),
             arrived: Notify::new(),
+            wanted: Notify::new(),
             core: Mutex::default(),
         };
         Watching {
@@ -249,7 +119,7 @@ impl Watching {
                 let lags =
                     |watch: &&Watch| core.shard.state(watch.handle) == Some(ShardState::Lagging);
                 numbers.lagging += stream.watches.values().filter(lags).count() as u64;
-                numbers.queued += stream.queue.len() as u64;
+                numbers.queued += stream.queued() as u64;
             }
         }
         numbers
@@ -258,6 +128,13 @@ impl Watching {
     /// Serves the watches of a thread; runs on its runtime, without end.
     pub(crate) async fn run(&self, thread: u16, state: &Arc<State>) {
         let hub = self.hub(thread);
+        tokio::join!(
+            Watching::serve(hub, state),
+            previous::read(hub, state.shared(), &state.pool)
+        );
+    }
+
+    async fn serve(hub: &Hub, state: &Arc<State>) {
         loop {
             hub.arrived.notified().await;
             hub.take_batches(state);
@@ -272,7 +149,7 @@ impl Watching {
                     Ok(Ok(chunks)) => hub.feed(state, chunks),
                     Ok(Err(error)) => {
                         tracing::error!(%error, "failed to read history for watchers");
-                        hub.break_streams();
+                        hub.break_streams(&unreadable(&error));
                     }
                     // The pool has stopped: so does the member.
                     Err(_) => return,
@@ -309,11 +186,29 @@ impl Hub {
         }
         let watching = &state.watching;
         let (begun, before) = (Instant::now(), watching.events.load(Ordering::Relaxed));
-        let Core { shard, streams, .. } = &mut *core;
+        let Core {
+            shard,
+            streams,
+            wanted,
+            ..
+        } = &mut *core;
+        let mut failed = Vec::new();
         for batch in &batches {
             shard.events(batch, &mut |target, revision, events| {
-                live(state, streams, target, revision, events)
+                let mut live = Live {
+                    state,
+                    streams,
+                    wanted,
+                    failed: &mut failed,
+                };
+                live.send(target, revision, events)
             });
+        }
+        if !wanted.is_empty() {
+            self.wanted.notify_one();
+        }
+        for (stream, reason) in failed {
+            core.break_stream(stream, &reason);
         }
         // Other threads may have sent some meanwhile: what is told of one event is no more exact.
         let sent = watching.events.load(Ordering::Relaxed) - before;
@@ -334,7 +229,7 @@ impl Hub {
     /// fetched for it.
     fn fetch_bytes(&self) -> usize {
         let core = lock(&self.core);
-        let queued: usize = core.streams.values().map(|it| it.queued_bytes).sum();
+        let queued: usize = core.streams.values().map(Stream::queued_bytes).sum();
         if queued < HUB_BYTES {
             FETCH_BYTES
         } else {
@@ -348,8 +243,12 @@ impl Hub {
         let Core { shard, streams, .. } = &mut *core;
         while shard.wants_history() {
             let mut jobs = shard.jobs(JOBS_MAX);
-            jobs.retain(|job| {
+            jobs.retain_mut(|job| {
                 let stream = streams.get_mut(&job.target.stream);
+                let watch = stream
+                    .as_ref()
+                    .and_then(|stream| stream.watches.get(&job.target.watch_id));
+                job.previous = watch.is_some_and(|watch| watch.flags.prev_kv);
                 let full = stream.as_ref().is_some_and(|stream| stream.is_full());
                 if let (true, Some(stream)) = (full, stream) {
                     shard.block(job.target.handle);
@@ -389,7 +288,11 @@ impl Hub {
                     shard.compacted(target.handle);
                     stream.push(response::compacted(state, target.watch_id, revision), None);
                 }
-                Fetched::Events { events, upto } => {
+                Fetched::Events {
+                    events,
+                    previous,
+                    upto,
+                } => {
                     shard.fetched(target.handle, upto, !events.is_empty());
                     if events.is_empty() {
                         continue;
@@ -400,8 +303,10 @@ impl Hub {
                         .fetch_add(events.len() as u64, Ordering::Relaxed);
                     let events: Vec<&EventRecord> = events.iter().collect();
                     let header = state.header_now();
+                    let max = state.settings.message_max();
+                    let fragment = watch.flags.fragment.then_some(max);
                     for bytes in
-                        response::events(state, &header, target.watch_id, &events, watch.flags)
+                        response::events(&header, target.watch_id, &events, &previous, fragment)
                     {
                         stream.push(bytes, Some(target.watch_id));
                     }
@@ -411,50 +316,98 @@ impl Hub {
     }
 
     /// Ends every stream: what cannot be read cannot be left out.
-    fn break_streams(&self) {
+    fn break_streams(&self, reason: &str) {
         let mut core = lock(&self.core);
-        for (_, stream) in std::mem::take(&mut core.streams) {
-            for watch in stream.watches.values() {
-                core.shard.remove(watch.handle);
-            }
-            if let Some(waker) = stream.waker {
-                waker.wake();
-            }
+        let streams: Vec<StreamId> = core.streams.keys().copied().collect();
+        for stream in streams {
+            core.break_stream(stream, reason);
         }
     }
 }
 
-/// Sends the events of one revision to a synced watcher.
-fn live(
-    state: &State,
-    streams: &mut BTreeMap<StreamId, Stream>,
-    target: Target,
-    revision: i64,
-    events: &[&EventRecord],
-) -> Flow {
-    let Some(stream) = streams.get_mut(&target.stream) else {
-        return Flow::Taken;
-    };
-    if stream.is_full() {
-        stream.blocked.push(target.handle);
-        return Flow::Full;
+/// What a client is told whose stream ends because of the database.
+fn unreadable(error: &keelson_store::Error) -> String {
+    format!("keelson: history could not be read: {error}")
+}
+
+/// Events on their way to synced watchers.
+struct Live<'a> {
+    state: &'a State,
+    streams: &'a mut BTreeMap<StreamId, Stream>,
+    wanted: &'a mut VecDeque<previous::Wanted>,
+    /// Streams that have to end, and why.
+    failed: &'a mut Vec<(StreamId, String)>,
+}
+
+impl Live<'_> {
+    /// Sends the events of one revision to a synced watcher.
+    fn send(&mut self, target: Target, revision: i64, events: &[&EventRecord]) -> Flow {
+        let Some(stream) = self.streams.get_mut(&target.stream) else {
+            return Flow::Taken;
+        };
+        if stream.is_full() {
+            stream.blocked.push(target.handle);
+            return Flow::Full;
+        }
+        let Some(watch) = stream.watches.get(&target.watch_id) else {
+            return Flow::Taken;
+        };
+        let state = self.state;
+        state
+            .watching
+            .events
+            .fetch_add(events.len() as u64, Ordering::Relaxed);
+        let header = state.header(revision);
+        let max = state.settings.message_max();
+        let fragment = watch.flags.fragment.then_some(max);
+        let mut replaced = Vec::new();
+        if watch.flags.prev_kv {
+            match previous::look(state.shared(), events) {
+                Ok(previous::Found::Here(values)) => replaced = values,
+                Ok(previous::Found::Elsewhere { places, bytes }) => {
+                    let own: usize = events.iter().map(|event| event.record.bytes.len()).sum();
+                    self.wanted.push_back(previous::Wanted {
+                        stream: target.stream,
+                        place: stream.keep_place(target.watch_id, own + bytes),
+                        watch_id: target.watch_id,
+                        header,
+                        fragment,
+                        events: events.iter().map(|&event| event.clone()).collect(),
+                        places,
+                        bytes,
+                    });
+                    return Flow::Taken;
+                }
+                Err(error) => {
+                    tracing::error!(%error, "failed to read the previous values of events");
+                    let reason = unreadable(&error);
+                    // At once: what comes next must not be sent without this.
+                    stream.break_off(reason.clone());
+                    self.failed.push((target.stream, reason));
+                    return Flow::Taken;
+                }
+            }
+        }
+        for bytes in response::events(&header, target.watch_id, events, &replaced, fragment) {
+            stream.push(bytes, Some(target.watch_id));
+        }
+        Flow::Taken
     }
-    let Some(watch) = stream.watches.get(&target.watch_id) else {
-        return Flow::Taken;
-    };
-    state
-        .watching
-        .events
-        .fetch_add(events.len() as u64, Ordering::Relaxed);
-    let header = state.header(revision);
-    let flags = watch.flags;
-    for bytes in response::events(state, &header, target.watch_id, events, flags) {
-        stream.push(bytes, Some(target.watch_id));
-    }
-    Flow::Taken
 }
 
 impl Core {
+    /// Ends a stream with a reason: its watchers get nothing more.
+    fn break_stream(&mut self, id: StreamId, reason: &str) {
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return;
+        };
+        for watch in stream.watches.values() {
+            self.shard.remove(watch.handle);
+        }
+        stream.blocked.clear();
+        stream.break_off(reason.to_owned());
+    }
+
     /// Answers a request for progress if every watcher of the stream is complete; otherwise it is
     /// dropped, as in etcd.
     fn answer_progress(&mut self, state: &State, id: StreamId) {
@@ -626,25 +579,32 @@ impl StreamHandle {
             .is_some_and(Stream::is_full)
     }
 
-    /// The next responses, or a part of a long one; `None` if the stream was broken.
-    pub(crate) fn poll_next(&self, waker: &Waker) -> Poll<Option<Piece>> {
+    /// The next responses, or a part of a long one.
+    ///
+    /// # Errors
+    ///
+    /// Why the stream has to end.
+    pub(crate) fn poll_next(&self, waker: &Waker) -> Poll<Result<Piece, String>> {
         let mut core = self.core();
         let Core { shard, streams, .. } = &mut *core;
-        let Some(stream) = streams.get_mut(&self.id) else {
-            return Poll::Ready(None);
-        };
+        let stream = streams
+            .get_mut(&self.id)
+            .expect("a stream is there as long as its handle");
         let piece = stream.next_piece();
-        if stream.queued_bytes <= STREAM_BYTES_MAX / 2 && !stream.blocked.is_empty() {
+        if stream.has_room() && !stream.blocked.is_empty() {
             for handle in std::mem::take(&mut stream.blocked) {
                 shard.resume(handle);
             }
             self.wake_task();
         }
-        if piece.is_none() {
-            stream.waker = Some(waker.clone());
-            return Poll::Pending;
+        if let Some(piece) = piece {
+            return Poll::Ready(Ok(piece));
         }
-        Poll::Ready(piece)
+        if let Some(reason) = stream.broken() {
+            return Poll::Ready(Err(reason.to_owned()));
+        }
+        stream.waker = Some(waker.clone());
+        Poll::Pending
     }
 }
 
@@ -676,6 +636,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use super::stream::{PIECE, STREAM_BYTES_MAX};
     use super::*;
 
     #[test]
@@ -691,7 +652,7 @@ mod tests {
         let mut received = Vec::new();
         let mut last = false;
         while !last {
-            let Poll::Ready(Some(piece)) = stream.poll_next(Waker::noop()) else {
+            let Poll::Ready(Ok(piece)) = stream.poll_next(Waker::noop()) else {
                 panic!("a piece is there");
             };
             assert!(piece.chunk.bytes().len() <= PIECE);
@@ -701,7 +662,7 @@ mod tests {
             last = piece.last;
         }
         assert_eq!(received, long);
-        let Poll::Ready(Some(piece)) = stream.poll_next(Waker::noop()) else {
+        let Poll::Ready(Ok(piece)) = stream.poll_next(Waker::noop()) else {
             panic!("the next response is there");
         };
         assert_eq!(
@@ -709,19 +670,5 @@ mod tests {
             (&b"short"[..], 1, true)
         );
         assert!(stream.poll_next(Waker::noop()).is_pending());
-    }
-
-    #[test]
-    fn what_waits_is_packed_in_order_without_what_an_ended_watcher_got() {
-        let mut stream = Stream::default();
-        stream.push(Bytes::from_static(b"created"), None);
-        stream.push(Bytes::from_static(b"gone"), Some(7));
-        stream.push(Bytes::from_static(b"canceled"), None);
-        stream.push(Bytes::from(vec![1; PACK]), None);
-        stream.push(Bytes::from_static(b"last"), None);
-        let pieces: Vec<_> = std::iter::from_fn(|| stream.pack()).collect();
-        let bytes: Vec<_> = pieces.iter().map(splice::Chunk::bytes).collect();
-        assert_eq!(bytes, [&b"createdcanceled"[..], &[1; PACK], b"last"]);
-        assert_eq!(stream.queued_bytes, 0);
     }
 }

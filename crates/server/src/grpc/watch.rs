@@ -75,12 +75,11 @@ impl Stream for WatchStream {
             return Poll::Ready(Some(Err(this.ending(status))));
         }
         match this.stream.poll_next(cx.waker()) {
-            Poll::Ready(Some(piece)) => {
+            Poll::Ready(Ok(piece)) => {
                 this.inside = !piece.last;
                 Poll::Ready(Some(Ok(piece.chunk)))
             }
-            Poll::Ready(None) => {
-                let reason = "keelson: history could not be read";
+            Poll::Ready(Err(reason)) => {
                 let status = Status::new(keelson_proto::Code::Internal, reason);
                 Poll::Ready(Some(Err(this.ending(status))))
             }
