@@ -42,6 +42,7 @@ pub(super) fn watch(call: Call, requests: Requests<WatchRequest>) -> Answer {
     Answer::Pieces(Box::pin(WatchStream {
         stream: StreamHandle::open(&call.state.watching, call.origin.thread),
         draining: Box::pin(call.state.draining.clone().cancelled_owned()),
+        leader_lost: Box::pin(call.leader_lost().cancelled_owned()),
         call,
         requests: Some(requests),
         ticks,
@@ -58,6 +59,7 @@ struct WatchStream {
     /// Whether a part of a response is still to come: no status can be told in between.
     inside: bool,
     draining: Pin<Box<WaitForCancellationFutureOwned>>,
+    leader_lost: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 impl Stream for WatchStream {
@@ -67,6 +69,9 @@ impl Stream for WatchStream {
         let this = self.get_mut();
         if this.draining.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Some(Err(this.ending(ApiError::Stopped.into()))));
+        }
+        if this.leader_lost.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Some(Err(this.ending(ApiError::NoLeader.into()))));
         }
         while this.ticks.poll_tick(cx).is_ready() {
             this.stream.tick(&this.call.state);
