@@ -140,7 +140,7 @@ impl Watching {
             hub.take_batches(state);
             while let Some(jobs) = hub.jobs() {
                 let shared = Arc::clone(state.shared());
-                let bytes_max = hub.fetch_bytes();
+                let bytes_max = hub.fetch_bytes(&jobs);
                 let fetched = state
                     .pool
                     .run(FETCH_COST, move || fetch(&shared, jobs, bytes_max))
@@ -225,16 +225,20 @@ impl Hub {
         }
     }
 
-    /// How much to fetch at once: little while many streams are slow, since each of them holds what was
-    /// fetched for it.
-    fn fetch_bytes(&self) -> usize {
+    /// How much to fetch at once: no more than a stream has room for, and little while many are slow, since
+    /// each of them holds what was fetched for it.
+    fn fetch_bytes(&self, jobs: &[keelson_store::watch::Job]) -> usize {
         let core = lock(&self.core);
         let queued: usize = core.streams.values().map(Stream::queued_bytes).sum();
-        if queued < HUB_BYTES {
+        let most = if queued < HUB_BYTES {
             FETCH_BYTES
         } else {
             SMALL_FETCH_BYTES
-        }
+        };
+        let streams = jobs
+            .iter()
+            .filter_map(|job| core.streams.get(&job.target.stream));
+        most.min(streams.map(Stream::room).max().unwrap_or_default())
     }
 
     /// What to fetch next; watchers whose stream is full wait until it is not.
@@ -289,10 +293,16 @@ impl Hub {
                     stream.push(response::compacted(state, target.watch_id, revision), None);
                 }
                 Fetched::Events {
-                    events,
+                    mut events,
                     previous,
-                    upto,
+                    mut upto,
                 } => {
+                    let fitting = fitting(&events, &previous, stream.room());
+                    if let Some(next) = events.get(fitting) {
+                        // The rest is fetched again when there is room.
+                        upto = next.revision.main - 1;
+                        events.truncate(fitting);
+                    }
                     shard.fetched(target.handle, upto, !events.is_empty());
                     if events.is_empty() {
                         continue;
@@ -323,6 +333,22 @@ impl Hub {
             core.break_stream(stream, reason);
         }
     }
+}
+
+/// How many events from the first on fit into `room` bytes: whole revisions, and the first one in any case.
+fn fitting(events: &[EventRecord], previous: &[Option<Bytes>], room: usize) -> usize {
+    let (mut fitting, mut bytes) = (0, 0);
+    for revision in events.chunk_by(|a, b| a.revision.main == b.revision.main) {
+        let end = fitting + revision.len();
+        let own = revision.iter().map(|event| event.record.bytes.len());
+        let replaced = previous.iter().take(end).skip(fitting).flatten();
+        bytes += own.chain(replaced.map(Bytes::len)).sum::<usize>();
+        if fitting > 0 && bytes > room {
+            break;
+        }
+        fitting = end;
+    }
+    fitting
 }
 
 /// What a client is told whose stream ends because of the database.
@@ -636,8 +662,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use keelson_proto::rpc::etcdserverpb::watch_request::RequestUnion;
+    use keelson_proto::rpc::etcdserverpb::{
+        PutRequest, PutResponse, WatchCreateRequest, WatchRequest,
+    };
+    use keelson_store::{Record, Revision};
+
     use super::stream::{PIECE, STREAM_BYTES_MAX};
     use super::*;
+    use crate::wire::{Both, Client, start, within};
 
     #[test]
     fn a_long_response_leaves_in_pieces_and_counts_until_the_last_of_them() {
@@ -670,5 +703,108 @@ mod tests {
             (&b"short"[..], 1, true)
         );
         assert!(stream.poll_next(Waker::noop()).is_pending());
+    }
+
+    fn record(main: i64, len: usize) -> EventRecord {
+        EventRecord {
+            revision: Revision { main, sub: 0 },
+            record: Record {
+                bytes: vec![0; len].into(),
+                tombstone: false,
+            },
+        }
+    }
+
+    #[test]
+    fn as_many_whole_revisions_as_fit_are_queued_and_one_at_least() {
+        let events = [
+            record(2, 10),
+            record(3, 10),
+            record(3, 10),
+            record(4, 10),
+            record(9, 1),
+        ];
+        for (room, expected) in [(0, 1), (10, 1), (29, 1), (30, 3), (40, 4), (41, 5)] {
+            assert_eq!(fitting(&events, &[], room), expected, "{room} bytes");
+        }
+        let value = |len: usize| Some(Bytes::from(vec![0; len]));
+        let previous = [None, value(5), None, value(100), None];
+        for (room, expected) in [(34, 1), (35, 3), (144, 3), (145, 4), (146, 5)] {
+            assert_eq!(fitting(&events, &previous, room), expected, "{room} bytes");
+        }
+        assert_eq!(fitting(&[], &[], 10), 0);
+    }
+
+    /// The largest revision of the test below, in bytes.
+    const LARGEST: usize = 200 << 10;
+
+    #[tokio::test]
+    async fn a_stream_that_is_not_read_holds_no_more_than_its_budget_and_a_revision() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().to_owned();
+        let member = std::thread::spawn(move || start(&path)).join().unwrap();
+        let url = &member.client_urls()[0];
+        let client = Client::connect(url).await;
+        let put = async |number: usize| {
+            let request = PutRequest {
+                key: format!("k{}", number % 7).into(),
+                value: vec![0; LARGEST / 2 - 100].into(),
+                ..PutRequest::default()
+            };
+            let answer = client.call::<PutResponse>("/etcdserverpb.KV/Put", &request);
+            within(answer).await.unwrap();
+        };
+        for number in 0..60 {
+            put(number).await;
+        }
+        let mut streams = Vec::new();
+        for (start_revision, prev_kv) in [(0, false), (0, true), (1, false), (1, true)] {
+            let stream = Both::open(url, "/etcdserverpb.Watch/Watch").await;
+            let create = WatchCreateRequest {
+                key: "k".into(),
+                range_end: "l".into(),
+                start_revision,
+                prev_kv,
+                ..WatchCreateRequest::default()
+            };
+            stream.send(&WatchRequest {
+                request_union: Some(RequestUnion::CreateRequest(create)),
+            });
+            streams.push(stream);
+        }
+        let all_are = |wanted: fn(Numbers) -> bool| {
+            let watching = &member.state().watching;
+            async move {
+                while !wanted(watching.numbers()) {
+                    tokio::task::yield_now().await;
+                }
+            }
+        };
+        within(all_are(|numbers| numbers.watchers == 4)).await;
+        for number in 0..60 {
+            put(number).await;
+        }
+        within(all_are(|numbers| numbers.lagging == 4)).await;
+        let hubs = member.state().watching.threads.iter();
+        let queued: Vec<usize> = hubs
+            .flat_map(|hub| {
+                let core = lock(&hub.core);
+                core.streams
+                    .values()
+                    .map(Stream::queued_bytes)
+                    .collect::<Vec<_>>()
+            })
+            .collect();
+        assert_eq!(queued.len(), 4);
+        let most = STREAM_BYTES_MAX + LARGEST;
+        for bytes in queued {
+            assert!(
+                bytes > STREAM_BYTES_MAX / 2,
+                "it lags for a reason: {bytes}"
+            );
+            assert!(bytes <= most, "{bytes} of {most} bytes wait");
+        }
+        drop((streams, client));
+        std::thread::spawn(move || member.stop()).join().unwrap();
     }
 }

@@ -12,7 +12,8 @@ use keelson_store::watch::Handle;
 use crate::grpc::splice;
 use crate::grpc::watch_response::Flags;
 
-/// Bytes that may wait to be sent on one stream; its watchers lag beyond that.
+/// Bytes that may wait to be sent on one stream; its watchers lag beyond that. What is queued may be more
+/// by one response: the events of a revision are not parted.
 pub(super) const STREAM_BYTES_MAX: usize = 1 << 20;
 
 /// Small responses are packed up to so many bytes: what most clients take in one frame.
@@ -87,6 +88,11 @@ impl Content {
 impl Stream {
     pub(super) fn is_full(&self) -> bool {
         self.queued_bytes >= STREAM_BYTES_MAX
+    }
+
+    /// Bytes that may be queued until it is full.
+    pub(super) fn room(&self) -> usize {
+        STREAM_BYTES_MAX.saturating_sub(self.queued_bytes)
     }
 
     /// Whether so little waits that watchers which lag may go on.
