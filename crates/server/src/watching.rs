@@ -175,6 +175,15 @@ impl Watching {
 }
 
 impl Hub {
+    /// Begins to take batches. Apply publishes a revision first and looks then at whether its batch is
+    /// wanted; here it is the other way round. So either the batch comes, or its revision is seen.
+    fn join_in(&self, core: &mut Core, published: impl FnOnce() -> i64) {
+        self.open.store(true, Ordering::SeqCst);
+        // What was left from earlier, and what came just now, is published.
+        lock(&self.inbox).clear();
+        core.shard.open_at(published());
+    }
+
     /// Hands the batches that have arrived to the shard.
     fn take_batches(&self, state: &State) {
         // Under the core's lock, so that batches reach the shard in the order of the inbox whoever
@@ -498,10 +507,7 @@ impl StreamHandle {
         let hub = self.watching.hub(self.thread);
         let mut core = self.core();
         if core.shard.is_empty() {
-            // From here on every batch comes; what was published before is behind us.
-            hub.open.store(true, Ordering::SeqCst);
-            lock(&hub.inbox).clear();
-            core.shard.open_at(state.shared().revision());
+            hub.join_in(&mut core, || state.shared().revision());
         }
         let Core { shard, streams, .. } = &mut *core;
         let Some(stream) = streams.get_mut(&self.id) else {
@@ -733,6 +739,46 @@ mod tests {
             assert_eq!(fitting(&events, &previous, room), expected, "{room} bytes");
         }
         assert_eq!(fitting(&[], &[], 10), 0);
+    }
+
+    fn batch(main: i64) -> EventRange {
+        EventRange {
+            from: main,
+            to: main,
+            records: [record(main, 0)].into(),
+        }
+    }
+
+    /// What a thread that joins in while revision 5 is on its way gets to know of: up to which revision
+    /// it takes as past, and the batches that come.
+    fn joined(apply: impl FnOnce(&Watching) -> i64) -> (i64, Vec<i64>) {
+        let watching = Watching::new(1);
+        let hub = watching.hub(0);
+        let mut core = lock(&hub.core);
+        hub.join_in(&mut core, || apply(&watching));
+        drop(core);
+        watching.events(batch(6));
+        let last = lock(&hub.core).shard.last();
+        let batches = lock(&hub.inbox).iter().map(|batch| batch.to).collect();
+        (last, batches)
+    }
+
+    #[test]
+    fn a_batch_is_sent_or_its_revision_is_seen_whenever_a_thread_joins_in() {
+        // All of it before the thread looks; but for the sending; after the look.
+        let before = joined(|watching| {
+            watching.events(batch(5));
+            5
+        });
+        assert_eq!(before, (5, vec![5, 6]));
+        let between = joined(|_| 5);
+        assert_eq!(between, (5, vec![6]));
+        let after = joined(|watching| {
+            let seen = 4;
+            watching.events(batch(5));
+            seen
+        });
+        assert_eq!(after, (4, vec![5, 6]));
     }
 
     /// The largest revision of the test below, in bytes.
