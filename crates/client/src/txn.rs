@@ -16,8 +16,8 @@ impl Wire {
         self,
         request: Request<TxnRequest>,
     ) -> Result<Response<TxnResponse>, Status> {
-        let mut grpc =
-            Grpc::with_origin(self.transport, self.origin).max_decoding_message_size(ANSWER_MAX);
+        let origin = self.0.origin().clone();
+        let mut grpc = Grpc::with_origin(self.0, origin).max_decoding_message_size(ANSWER_MAX);
         grpc.ready().await?;
         let path = PathAndQuery::from_static("/etcdserverpb.KV/Txn");
         grpc.unary(request, path, TxnCodec).await

@@ -60,10 +60,19 @@ pub(crate) struct Numbers {
     pub(crate) events: u64,
 }
 
+/// What apply tells a thread.
+#[derive(Clone)]
+enum News {
+    /// The records of a batch.
+    Events(EventRange),
+    /// The state went on to this revision by a snapshot of the leader.
+    Restored(i64),
+}
+
 struct Hub {
     /// Whether batches are wanted.
     open: AtomicBool,
-    inbox: Mutex<Vec<EventRange>>,
+    inbox: Mutex<Vec<News>>,
     arrived: Notify,
     /// Told when values are to be read.
     wanted: Notify,
@@ -163,12 +172,21 @@ impl Watching {
 impl Watching {
     /// Leaves a batch for each thread that has watchers; called by apply.
     pub(crate) fn events(&self, batch: EventRange) {
+        self.tell(&News::Events(batch));
+    }
+
+    /// Tells each thread that has watchers that they lag behind this revision; called by apply.
+    pub(crate) fn restored(&self, revision: i64) {
+        self.tell(&News::Restored(revision));
+    }
+
+    fn tell(&self, news: &News) {
         for hub in self
             .threads
             .iter()
             .filter(|hub| hub.open.load(Ordering::SeqCst))
         {
-            lock(&hub.inbox).push(batch.clone());
+            lock(&hub.inbox).push(news.clone());
             hub.arrived.notify_one();
         }
     }
@@ -202,16 +220,19 @@ impl Hub {
             ..
         } = &mut *core;
         let mut failed = Vec::new();
-        for batch in &batches {
-            shard.events(batch, &mut |target, revision, events| {
-                let mut live = Live {
-                    state,
-                    streams,
-                    wanted,
-                    failed: &mut failed,
-                };
-                live.send(target, revision, events)
-            });
+        for news in &batches {
+            match news {
+                News::Events(batch) => shard.events(batch, &mut |target, revision, events| {
+                    let mut live = Live {
+                        state,
+                        streams,
+                        wanted,
+                        failed: &mut failed,
+                    };
+                    live.send(target, revision, events)
+                }),
+                News::Restored(revision) => shard.skip_to(*revision),
+            }
         }
         if !wanted.is_empty() {
             self.wanted.notify_one();
@@ -759,7 +780,11 @@ mod tests {
         drop(core);
         watching.events(batch(6));
         let last = lock(&hub.core).shard.last();
-        let batches = lock(&hub.inbox).iter().map(|batch| batch.to).collect();
+        let to = |news: &News| match news {
+            News::Events(batch) => batch.to,
+            News::Restored(revision) => *revision,
+        };
+        let batches = lock(&hub.inbox).iter().map(to).collect();
         (last, batches)
     }
 

@@ -12,9 +12,6 @@ use crate::outcome::{Applied, Effect, Outcome};
 use crate::row::RowError;
 use std::sync::Arc;
 
-/// How many learners a cluster may have (`--max-learners`); all members must agree on it.
-const LEARNERS_MAX: usize = 1;
-
 impl Store {
     /// Carries out a configuration change. One that is refused goes to consensus as a change of
     /// nobody, so that every member sees the same configurations.
@@ -23,7 +20,7 @@ impl Store {
             Ok(decoded) => decoded,
             Err(error) => return stop(entry, &error.to_string()),
         };
-        let outcome = match self.members.check(&decoded, LEARNERS_MAX) {
+        let outcome = match self.members.check(&decoded, self.learners_max) {
             Ok(()) => {
                 let mut rows = Vec::new();
                 Arc::make_mut(&mut self.members).apply(decoded, &mut rows);

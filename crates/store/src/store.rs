@@ -65,6 +65,8 @@ pub struct Store {
     /// Compactions that the commit thread has not reported finished.
     pub(crate) unfinished_compactions: usize,
     pub(crate) quota: Quota,
+    /// How many learners the cluster may have.
+    pub(crate) learners_max: usize,
     pub(crate) ops: OpCounts,
     /// The moment for deadlines of leases, which are no part of the replicated state.
     pub(crate) now: Ticks,
@@ -134,6 +136,66 @@ impl Store {
         self.shared.add_sealed_bytes(sealed.bytes());
         self.shared.set_tail_bytes(0);
         sealed
+    }
+
+    /// Takes the state of another store, that of a snapshot of the leader, in place of its own. Readers go
+    /// on with what they have: records of revisions that both states know are the same in both, and those
+    /// that the new one has compacted are refused. Leases have no deadlines until they are promoted.
+    ///
+    /// # Panics
+    ///
+    /// If the other one is behind: a snapshot never goes back.
+    pub fn take_over(&mut self, fresh: Store) {
+        assert!(
+            fresh.applied.0 >= self.applied.0 && fresh.revision >= self.revision,
+            "a snapshot never goes back: {} to {}, revision {} to {}",
+            self.applied.0,
+            fresh.applied.0,
+            self.revision,
+            fresh.revision
+        );
+        let Store {
+            index,
+            tail,
+            auth,
+            members,
+            alarms,
+            conf_state,
+            applied,
+            revision,
+            compact_revision,
+            scheduled_compact,
+            storage_version,
+            pending,
+            unfinished_compactions,
+            quota,
+            learners_max,
+            ops: _,
+            now: _,
+            shared,
+        } = fresh;
+        let own = &mut self.index;
+        self.shared.take_over(&shared, || own.take_over(&index));
+        self.tail = tail;
+        self.auth = auth;
+        self.members = members;
+        self.alarms = alarms;
+        self.conf_state = conf_state;
+        self.applied = applied;
+        self.revision = revision;
+        self.compact_revision = compact_revision;
+        self.scheduled_compact = scheduled_compact;
+        self.storage_version = storage_version;
+        self.pending = pending;
+        self.unfinished_compactions = unfinished_compactions;
+        self.quota = quota;
+        self.learners_max = learners_max;
+    }
+
+    /// Says how many learners the cluster may have; 1 unless this is called. It must be the same on all
+    /// members, as it decides what becomes of entries.
+    pub fn set_learners_max(&mut self, learners_max: usize) {
+        self.learners_max = learners_max;
     }
 
     /// Prunes one slice of a compaction; to be called between batches.

@@ -96,6 +96,10 @@ impl Replies for Desk {
 }
 
 impl Watchers for Desk {
+    fn restored(&self, revision: i64) {
+        panic!("no snapshot was sent, but the state went on to {revision}");
+    }
+
     fn events(&self, batch: EventRange) {
         let early = |shared: &Arc<Shared>| shared.revision() < batch.to;
         if self.shared.get().is_some_and(early) {
