@@ -55,8 +55,8 @@ pub fn encode(request: &InternalRaftRequest) -> Bytes {
 /// # Errors
 ///
 /// [`Error::TooDeep`] where transactions nest past [`DEPTH_MAX`] levels, [`Error::Decode`] where
-/// the bytes are no request. Raw requests of the v2 API (etcd 3.5 and older wrote them) are no
-/// [`InternalRaftRequest`] and fail to decode.
+/// the bytes are no request. Raw requests of the v2 API (etcd 3.5 and older wrote them) are for
+/// [`crate::raw_v2`], which is to be asked first: some of them would decode here.
 pub fn decode(data: Bytes) -> Result<InternalRaftRequest, Error> {
     const WHAT: &str = "InternalRaftRequest";
     if !scan::deeper_than(&data, Kind::Internal, SHALLOW_MAX, nested) {
@@ -172,17 +172,17 @@ fn decode_op(mut data: Bytes, level: usize) -> Result<RequestOp, Fault> {
 }
 
 /// A field as it stands in encoded bytes.
-struct Field {
-    number: u32,
+pub(crate) struct Field {
+    pub(crate) number: u32,
     /// What it holds, if that has a length.
-    content: Option<Bytes>,
+    pub(crate) content: Option<Bytes>,
     /// Its bytes with number and length: a message of that one field.
     whole: Bytes,
 }
 
 impl Field {
     /// Takes the next field off the front; `None` at the end.
-    fn take(data: &mut Bytes) -> Result<Option<Field>, DecodeError> {
+    pub(crate) fn take(data: &mut Bytes) -> Result<Option<Field>, DecodeError> {
         if data.is_empty() {
             return Ok(None);
         }
