@@ -7,13 +7,10 @@ use smallvec::{SmallVec, smallvec};
 
 use crate::Store;
 use crate::apply::stop;
-use crate::member::{Change, VersionSet};
+use crate::member::{Change, LEARNERS_MAX, VersionSet};
 use crate::outcome::{Applied, Effect, Outcome};
 use crate::row::RowError;
 use std::sync::Arc;
-
-/// How many learners a cluster may have (`--max-learners`); all members must agree on it.
-const LEARNERS_MAX: usize = 1;
 
 impl Store {
     /// Carries out a configuration change. One that is refused goes to consensus as a change of

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use keelson_proto::ApiError;
-use keelson_proto::entry::{ConfChange, ConfChangeKind, ConfState};
+use keelson_proto::entry::{ConfChange, ConfChangeKind, ConfState, Entry, EntryKind};
 use keelson_proto::ids::{ClusterId, MemberId};
 use keelson_proto::rpc::membershippb::{
     Attributes, ClusterMemberAttrSetRequest, ClusterVersionSetRequest, DowngradeInfoSetRequest,
@@ -14,12 +14,17 @@ use thiserror::Error;
 
 use crate::row::{RowChange, RowError, bucket};
 
+mod from_v2;
 mod json;
 
+pub(crate) use json::attributes as attributes_from_json;
 pub use json::{conf_state_from_json, conf_state_to_json};
 
 const VERSION_KEY: &[u8] = b"clusterVersion";
 const DOWNGRADE_KEY: &[u8] = b"downgrade";
+/// How many learners a cluster may have (`--max-learners`); all members must agree on it.
+pub(crate) const LEARNERS_MAX: usize = 1;
+
 const REMOVED: &[u8] = b"removed";
 
 /// A member, as stored and as sent to others.
@@ -454,6 +459,25 @@ impl Membership {
                 }
             }
         }
+    }
+
+    /// The membership after the configuration changes among these entries. Those that
+    /// [`Membership::check`] refuses change nothing, nor do those that do not decode: they stop the
+    /// member when they are applied, with a better text.
+    #[must_use]
+    pub fn after<'a>(&self, entries: impl IntoIterator<Item = &'a Entry>) -> Membership {
+        let mut after = self.clone();
+        let changes = entries
+            .into_iter()
+            .filter(|entry| entry.kind == EntryKind::ConfChange)
+            .filter_map(|entry| ConfChange::decode(entry.data.clone()).ok())
+            .filter_map(|change| Change::decode(&change).ok());
+        for change in changes {
+            if after.check(&change, LEARNERS_MAX).is_ok() {
+                after.apply(change, &mut Vec::new());
+            }
+        }
+        after
     }
 
     /// Stores what a member told of itself.

@@ -96,6 +96,37 @@ impl Store {
         &self.members
     }
 
+    /// The release whose schema the file has; `None` for 3.5, and before the cluster's version was
+    /// decided.
+    #[must_use]
+    pub fn storage_version(&self) -> Option<&Version> {
+        self.storage_version.as_ref()
+    }
+
+    /// Whether a release before 3.6 keeps the membership elsewhere, so that the one in the file is not
+    /// to be trusted: see [`Membership::from_v2`].
+    #[must_use]
+    pub fn mirrors_membership(&self) -> bool {
+        let version = self.members.version();
+        self.storage_version.is_none()
+            && version.is_some_and(|version| *version < Version::new(3, 6, 0))
+    }
+
+    /// Puts another membership, as of the last applied entry, in place of the one in the file; whether
+    /// they differ. For the start of a member, before the first entry.
+    pub fn replace_members(&mut self, members: Membership) -> bool {
+        let rows = members.rows_after(&self.members);
+        if rows.is_empty() {
+            return false;
+        }
+        self.conf_state = members.conf_state();
+        self.members = Arc::new(members);
+        self.shared.members.store(self.members.clone());
+        self.tail.change_rows(rows);
+        self.publish();
+        true
+    }
+
     /// Says what time it is on this member, for the deadlines of leases that are granted from now
     /// on. What entries do to the replicated state does not depend on it.
     pub fn set_now(&mut self, now: Ticks) {
