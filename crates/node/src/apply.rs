@@ -126,6 +126,14 @@ impl Applier {
         }
     }
 
+    /// As the first thing: brings what is in no entry into the file, and takes a disk snapshot, so that no
+    /// later start reads what the log holds before it.
+    pub(crate) fn leave_old_log(mut self) -> Applier {
+        self.seal_now = true;
+        self.snapshot_now = true;
+        self
+    }
+
     /// Runs until the mailbox is closed and empty, and seals what is left.
     pub(crate) fn run(mut self) {
         if let Err(error) = self.work() {
@@ -170,6 +178,9 @@ impl Applier {
 
     /// How long to wait for work.
     fn patience(&self) -> Option<Duration> {
+        if self.seal_now {
+            return Some(Duration::ZERO);
+        }
         let until_seal = self.seal_at.map(|at| at.saturating_sub(self.now()));
         match self.slice {
             SliceState::More => Some(Duration::ZERO),
@@ -314,6 +325,10 @@ impl Applier {
             Effect::Commit => self.seal_now = true,
             Effect::ForceSnapshot => {
                 tracing::info!("Cluster version downgrade detected, forcing snapshot");
+                self.seal_now = true;
+                self.snapshot_now = true;
+            }
+            Effect::LeaveOldLog => {
                 self.seal_now = true;
                 self.snapshot_now = true;
             }

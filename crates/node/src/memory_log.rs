@@ -22,6 +22,8 @@ pub struct MemoryLog {
     entries: VecDeque<Entry>,
     /// Of the entries' data.
     bytes: u64,
+    /// Up to here nothing is kept that is applied.
+    outdated: LogIndex,
 }
 
 impl MemoryLog {
@@ -43,6 +45,7 @@ impl MemoryLog {
             before,
             entries: VecDeque::new(),
             bytes: 0,
+            outdated: LogIndex(0),
         };
         log.append(&entries);
         log
@@ -82,11 +85,19 @@ impl MemoryLog {
         self.hard_state = hard_state;
     }
 
-    /// Drops applied entries, oldest first, that the budget does not allow to keep.
+    /// Says that no other member may be sent the entries up to here: they are of a form that it may not
+    /// read. They are dropped as soon as they are applied.
+    pub fn set_outdated(&mut self, upto: LogIndex) {
+        self.outdated = upto;
+    }
+
+    /// Drops applied entries, oldest first, that the budget does not allow to keep, or that are
+    /// outdated.
     pub fn trim(&mut self, applied: LogIndex) {
         while let Some(entry) = self.entries.front()
             && entry.index <= applied
-            && (self.bytes > budget::RAFT_LOG_BYTES
+            && (entry.index <= self.outdated
+                || self.bytes > budget::RAFT_LOG_BYTES
                 || applied.0 - entry.index.0 >= budget::RAFT_LOG_ENTRIES)
         {
             self.bytes -= entry.data.len() as u64;

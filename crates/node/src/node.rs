@@ -159,6 +159,7 @@ impl Node {
             opened,
             replay_to,
             start,
+            leaves_old_log,
             ..
         } = booted;
         let mut threads = self.threads();
@@ -174,7 +175,10 @@ impl Node {
         let commits = Commits::new(links.clone(), opened.committer, snapshots);
         threads.commit = Some(env.spawn("commit", SMALL_STACK_BYTES, move || commits.run())?);
 
-        let applier = Applier::new(links.clone(), opened.store, replay_to, start.index);
+        let mut applier = Applier::new(links.clone(), opened.store, replay_to, start.index);
+        if leaves_old_log {
+            applier = applier.leave_old_log();
+        }
         threads.apply = Some(env.spawn("apply", STACK_BYTES, move || applier.run())?);
 
         let of = links.clone();

@@ -106,6 +106,22 @@ impl Snapshots {
     }
 }
 
+/// Writes the `.snap` file of a boundary that the database holds; the log is yet to be told.
+pub(crate) fn save(
+    files: &Arc<dyn Files>,
+    config: &Config,
+    boundary: &Boundary,
+) -> Result<(), Error> {
+    let files = SnapFiles::new(files.clone(), &config.snap_dir());
+    files.save(&Snapshot {
+        data: dump(boundary).encode().into(),
+        conf_state: boundary.conf_state.clone(),
+        index: boundary.index,
+        term: boundary.term,
+    })?;
+    Ok(())
+}
+
 /// The membership as of a boundary, as etcd 3.5 and 3.6 read it.
 fn dump(boundary: &Boundary) -> Dump {
     let members = boundary.members.members().map(|member| v2json::Member {
