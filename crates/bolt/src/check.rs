@@ -3,8 +3,8 @@
 use std::fmt;
 
 use crate::bucket::BucketHeader;
+use crate::freelist::pages::PageSet;
 use crate::freelist::read_raw;
-use crate::freelist::walk::PageSet;
 use crate::page::{FLAG_BRANCH, FLAG_FREELIST, FLAG_LEAF, FLAG_META, Page, Pages};
 use crate::read_tx::ReadTx;
 use crate::{Damage, Error, MAX_DEPTH, MAX_NESTING, PageId};

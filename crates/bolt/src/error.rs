@@ -56,6 +56,12 @@ pub enum Error {
     /// A bucket stands where a value is wanted, or a value where a bucket is.
     #[error("incompatible value")]
     IncompatibleValue,
+    /// The bucket is to be moved to where it is.
+    #[error("the source and target are the same bucket")]
+    SameBucket,
+    /// The bucket is to be moved into itself or into a bucket inside of it.
+    #[error("a bucket cannot be moved into itself")]
+    MoveIntoItself,
     /// Buckets are nested deeper than [`crate::MAX_NESTING`].
     #[error("buckets are nested deeper than {} levels", crate::MAX_NESTING)]
     TooDeep,
@@ -68,6 +74,9 @@ pub enum Error {
         /// The transaction.
         tx: TxId,
     },
+    /// The write transaction that several callers of [`crate::Db::batch`] shared failed.
+    #[error(transparent)]
+    Batch(std::sync::Arc<Error>),
     /// The operating system refused an operation on the file.
     #[error("{action}: {source}")]
     Io {
@@ -171,7 +180,7 @@ impl Error {
                 | Error::VersionMismatch
                 | Error::Checksum
                 | Error::FileTooSmall { .. }
-        )
+        ) || matches!(self, Error::Batch(error) if error.is_corrupt())
     }
 
     pub(crate) fn corrupt(page: PageId, damage: Damage) -> Error {

@@ -67,6 +67,15 @@ impl ReadTx {
         self.top().bucket(name)
     }
 
+    /// The bucket at `path`, outermost name first. An empty path is the bucket of the top-level
+    /// buckets.
+    ///
+    /// # Errors
+    /// `Corrupt` if a page on the way is damaged.
+    pub fn bucket_path(&self, path: &[&[u8]]) -> Result<Option<Bucket<'_>>, Error> {
+        self.top().path(path)
+    }
+
     /// A cursor over the names of the top-level buckets.
     #[must_use]
     pub fn cursor(&self) -> Cursor<'_> {

@@ -1,6 +1,6 @@
 //! The apply thread: the only one that changes the store.
 //!
-//! It takes all that waits. Answers of a batch leave in one parcel a serving thread, its events in one,
+//! An [`Applier`] is what it does, a turn at a time. It takes all that waits. Answers of a batch leave in one parcel a serving thread, its events in one,
 //! and consensus hears of it once. Segments are sealed here, between entries, and handed to the commit
 //! thread; compactions are pruned here, a slice at a time between batches.
 
@@ -9,8 +9,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use keelson_proto::ApiError;
-use keelson_proto::entry::{Entry, EntryKind};
+use keelson_proto::entry::{ConfChange, ConfChangeKind, Entry, EntryKind, Snapshot};
 use keelson_proto::ids::{LogIndex, Term};
+use keelson_proto::message::Message;
+use keelson_raft::AnyConfChange;
 use keelson_store::{Answer, Effect, Outcome, Slice, Store};
 
 use crate::commit::CommitRequest;
@@ -30,6 +32,12 @@ const HELD_RETRY: Duration = Duration::from_millis(10);
 pub(crate) enum ApplyRequest {
     /// Committed entries, in order.
     Entries(Vec<Entry>),
+    /// A member needs a snapshot of what is applied by now: this message, and the file.
+    SendSnapshot(Box<Message>),
+    /// A snapshot of the leader is in the log, and is to take the place of the state.
+    Install(Box<Snapshot>),
+    /// The commit thread has opened its file: this is the state.
+    Opened(Box<Store>),
     /// Everything applied so far is to be in the file; answered with `Reply::Durable`.
     Commit(Option<Ticket>),
     /// The file is to be rewritten without its free pages; answered with `Reply::Done`.
@@ -38,6 +46,22 @@ pub(crate) enum ApplyRequest {
     CompactionFinished,
     /// The alarm that this thread has proposed will not be in the log.
     AlarmDropped,
+}
+
+impl ApplyRequest {
+    /// Whether it waits while the state is being replaced.
+    fn needs_the_state(&self) -> bool {
+        match self {
+            ApplyRequest::Entries(_)
+            | ApplyRequest::SendSnapshot(_)
+            | ApplyRequest::Install(_)
+            | ApplyRequest::Commit(_)
+            | ApplyRequest::Defragment(_) => true,
+            ApplyRequest::Opened(_)
+            | ApplyRequest::CompactionFinished
+            | ApplyRequest::AlarmDropped => false,
+        }
+    }
 }
 
 /// Answers that wait until compactions are through the file.
@@ -77,6 +101,13 @@ pub(crate) struct Applier {
     held_since: Option<Duration>,
     /// The versions that were told last.
     versions: Option<Versions>,
+    /// Whether a turn may wait for the commit thread in its midst. Else whoever gives turns looks at
+    /// [`Applier::is_blocked`] before.
+    may_wait: bool,
+    /// The snapshot of the leader whose file is being opened.
+    installing: Option<LogIndex>,
+    /// What came meanwhile.
+    deferred: Vec<ApplyRequest>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,16 +153,23 @@ impl Applier {
                 SliceState::Idle
             },
             held_since: None,
+            may_wait: true,
+            installing: None,
+            deferred: Vec::new(),
             store,
         }
     }
 
     /// As the first thing: brings what is in no entry into the file, and takes a disk snapshot, so that no
     /// later start reads what the log holds before it.
-    pub(crate) fn leave_old_log(mut self) -> Applier {
+    pub(crate) fn leave_old_log(&mut self) {
         self.seal_now = true;
         self.snapshot_now = true;
-        self
+    }
+
+    /// No turn waits in its midst: one that has begun passes the bound instead, by what it has taken.
+    pub(crate) fn never_wait(&mut self) {
+        self.may_wait = false;
     }
 
     /// Runs until the mailbox is closed and empty, and seals what is left.
@@ -144,32 +182,50 @@ impl Applier {
     fn work(&mut self) -> Result<(), Error> {
         let mut requests = Vec::new();
         loop {
-            match self
-                .links
-                .clone()
-                .apply
-                .take(&mut requests, self.patience())
-            {
-                Taken::Closed => break,
-                Taken::TimedOut => {}
-                Taken::Some => {
-                    for request in requests.drain(..) {
-                        self.carry_out(request)?;
-                    }
-                    self.finish_batch();
-                }
+            let patience = self.patience();
+            if self.links.clone().apply.take(&mut requests, patience) == Taken::Closed {
+                break;
             }
-            if self.is_old() || self.seal_now {
-                self.seal(Vec::new());
-            }
-            self.prune();
+            self.turn(&mut requests)?;
         }
+        self.finish();
+        Ok(())
+    }
+
+    /// Carries out what came, and what is due by itself.
+    pub(crate) fn turn(&mut self, requests: &mut Vec<ApplyRequest>) -> Result<(), Error> {
+        if !requests.is_empty() {
+            for request in requests.drain(..) {
+                self.carry_out(request)?;
+            }
+            self.finish_batch();
+        }
+        if self.is_old() || self.seal_now {
+            self.seal(Vec::new());
+        }
+        self.prune();
+        Ok(())
+    }
+
+    /// Whether so much waits for the commit thread that a turn could have to.
+    pub(crate) fn is_blocked(&self) -> bool {
+        !self.links.commit.would_take(1)
+    }
+
+    /// When a turn is due even if nothing comes.
+    pub(crate) fn next(&self) -> Option<Duration> {
+        self.patience().map(|patience| self.now() + patience)
+    }
+
+    /// After the last turn.
+    pub(crate) fn finish(&mut self) {
         if !self.links.is_killed() {
             self.finish_batch();
             self.release_all();
-            self.seal(Vec::new());
+            if self.installing.is_none() {
+                self.seal(Vec::new());
+            }
         }
-        Ok(())
     }
 
     fn now(&self) -> Duration {
@@ -194,12 +250,19 @@ impl Applier {
     }
 
     fn carry_out(&mut self, request: ApplyRequest) -> Result<(), Error> {
+        if self.installing.is_some() && request.needs_the_state() {
+            self.deferred.push(request);
+            return Ok(());
+        }
         match request {
             ApplyRequest::Entries(entries) => self.apply(&entries)?,
+            ApplyRequest::SendSnapshot(message) => self.seal_for(Vec::new(), vec![*message]),
+            ApplyRequest::Install(snapshot) => self.install(&snapshot),
+            ApplyRequest::Opened(store) => return self.opened(*store),
             ApplyRequest::Commit(ticket) => self.seal(ticket.into_iter().collect()),
             ApplyRequest::Defragment(ticket) => {
                 self.seal(Vec::new());
-                drop(self.links.commit.push(CommitRequest::Defragment(ticket), 0));
+                self.commit(CommitRequest::Defragment(ticket), 0);
             }
             ApplyRequest::CompactionFinished => {
                 self.store.compaction_finished();
@@ -320,7 +383,7 @@ impl Applier {
 
     fn carry_out_effect(&mut self, effect: Effect, entry: &Entry) -> Result<(), Error> {
         match effect {
-            Effect::ConfChange { change, .. } => self.conf_change(change),
+            Effect::ConfChange { change, .. } => self.conf_change(entry.index, change),
             Effect::RaiseNoSpace => self.raise_no_space(entry.index),
             Effect::Commit => self.seal_now = true,
             Effect::ForceSnapshot => {
@@ -333,6 +396,9 @@ impl Applier {
                 self.snapshot_now = true;
             }
             Effect::PromoteLessor => self.promote(entry.term),
+            Effect::AssignToken { user, token } => {
+                self.links.watchers.token_assigned(&user, &token);
+            }
             Effect::RevokeTokens { user } => self.links.watchers.tokens_revoked(user.as_deref()),
             Effect::Stop(reason) => return Err(Error::Entry(reason)),
             // The store may learn to ask for more; what is not understood must not pass unseen.
@@ -341,22 +407,48 @@ impl Applier {
         Ok(())
     }
 
-    fn conf_change(&self, change: keelson_proto::entry::ConfChange) {
-        if let Some(member) = self.store.members().member(change.member) {
-            tracing::info!(
-                "cluster-id" = %self.links.identity.cluster,
-                "local-member-id" = %self.links.identity.member,
-                "added-peer-id" = %member.id,
-                "added-peer-peer-urls:json" = format!("{:?}", member.peer_urls),
-                "added-peer-is-learner" = member.is_learner,
-                "added member"
-            );
+    /// Tells consensus and the way to other members of a change, and the member itself if it has gone.
+    fn conf_change(&self, index: LogIndex, change: ConfChange) {
+        let links = &self.links;
+        let id = change.member;
+        let own = links.identity.member;
+        let member = self.store.members().member(id);
+        match (change.kind, member) {
+            _ if id.is_none() => {}
+            (ConfChangeKind::RemoveNode, _) => {
+                tracing::info!(
+                    "cluster-id" = %links.identity.cluster,
+                    "local-member-id" = %own,
+                    "removed-remote-peer-id" = %id,
+                    "removed member"
+                );
+                if id == own {
+                    drop(links.duty.push_always(DutyEvent::Removed, 1));
+                } else {
+                    links.peers.remove(id);
+                }
+            }
+            (ConfChangeKind::UpdateNode, Some(member)) if id != own => {
+                links.peers.update(id, &member.peer_urls);
+            }
+            (ConfChangeKind::AddNode | ConfChangeKind::AddLearnerNode, Some(member)) => {
+                tracing::info!(
+                    "cluster-id" = %links.identity.cluster,
+                    "local-member-id" = %own,
+                    "added-peer-id" = %member.id,
+                    "added-peer-peer-urls:json" = format!("{:?}", member.peer_urls),
+                    "added-peer-is-learner" = member.is_learner,
+                    "added member"
+                );
+                if id != own {
+                    links.peers.add(id, &member.peer_urls);
+                }
+            }
+            _ => {}
         }
-        drop(
-            self.links
-                .consensus
-                .push_always(Input::ConfChange(change), 0),
-        );
+        let change = AnyConfChange::V1(change);
+        let input = Input::ConfChange { index, change };
+        drop(links.consensus.push_always(input, 0));
     }
 
     /// This member's lease deadlines run from now on, if it leads: this is the first entry of a term.
@@ -481,6 +573,11 @@ impl Applier {
     /// Hands everything that is not in the file to the commit thread. Waits while too much is there
     /// already: memory is bounded.
     fn seal(&mut self, answers: Vec<Ticket>) {
+        self.seal_for(answers, Vec::new());
+    }
+
+    /// As [`Applier::seal`], with members that get the file then.
+    fn seal_for(&mut self, answers: Vec<Ticket>, send: Vec<Message>) {
         self.finish_batch();
         let applied = self.store.applied().0;
         let changed = applied > self.sealed || self.store.open_bytes() > 0;
@@ -497,13 +594,23 @@ impl Applier {
             sealed,
             answers,
             snapshot,
+            send,
         };
-        match self.links.commit.try_push(request, weight) {
-            Ok(()) | Err(Refused::Closed(_)) => {}
-            Err(Refused::Full(request)) => {
-                self.links.stats.apply_waits.add(1);
-                drop(self.links.commit.push(request, weight));
-            }
+        self.commit(request, weight);
+    }
+
+    /// Hands something to the commit thread; waits for room.
+    fn commit(&self, request: CommitRequest, weight: u64) {
+        let links = &self.links;
+        if let Err(Refused::Full(request)) = links.commit.try_push(request, weight) {
+            links.stats.apply_waits.add(1);
+            let passed = if self.may_wait {
+                links.commit.push(request, weight)
+            } else {
+                links.commit.push_always(request, weight)
+            };
+            // Closed meanwhile: the member ends.
+            drop(passed);
         }
     }
 
@@ -526,11 +633,7 @@ impl Applier {
             Slice::More => SliceState::More,
             Slice::Held => self.held(),
             Slice::Pruned(job) => {
-                drop(
-                    self.links
-                        .commit
-                        .push(CommitRequest::Compaction(Box::new(job)), 0),
-                );
+                self.commit(CommitRequest::Compaction(Box::new(job)), 0);
                 SliceState::More
             }
         };
@@ -553,11 +656,82 @@ impl Applier {
         SliceState::More
     }
 
+    /// Gives up the state for a snapshot of the leader, whose file the commit thread opens; what comes
+    /// meanwhile waits.
+    fn install(&mut self, snapshot: &Snapshot) {
+        let (applied, _) = self.store.applied();
+        if snapshot.index <= applied {
+            // The log has it, and the state has got there by entries since.
+            return;
+        }
+        tracing::info!(
+            "current-snapshot-index" = self.snapshot.0,
+            "current-applied-index" = applied.0,
+            "incoming-leader-snapshot-index" = snapshot.index.0,
+            "incoming-leader-snapshot-term" = snapshot.term.0,
+            "applying snapshot"
+        );
+        self.finish_batch();
+        self.installing = Some(snapshot.index);
+        self.seal_at = None;
+        self.seal_now = false;
+        self.snapshot_now = false;
+        self.slice = SliceState::Idle;
+        let request = CommitRequest::Install(snapshot.index);
+        drop(self.links.commit.push_always(request, 0));
+    }
+
+    /// Goes on with the state of a snapshot.
+    fn opened(&mut self, fresh: Store) -> Result<(), Error> {
+        let Some(index) = self.installing.take() else {
+            return Ok(());
+        };
+        self.store.take_over(fresh);
+        let (applied, term) = self.store.applied();
+        self.links.gate.set_applied_term(term);
+        self.sealed = applied;
+        self.snapshot = applied;
+        self.held_since = None;
+        let compacting = self.store.is_compacting();
+        self.physical.finished = self.physical.started;
+        for (_, ticket, reply) in self.physical.waiting.drain(..) {
+            self.outbox.add(ticket, reply);
+        }
+        self.physical.started += u64::from(compacting);
+        if compacting {
+            self.slice = SliceState::More;
+        }
+        let links = self.links.clone();
+        self.versions = versions::tell(&links, self.versions.take());
+        links
+            .peers
+            .replace(links.other_members(self.store.members()));
+        links.watchers.restored(self.store.shared().revision());
+        self.finish_batch();
+        tracing::info!(
+            "current-snapshot-index" = applied.0,
+            "current-applied-index" = applied.0,
+            "incoming-leader-snapshot-index" = index.0,
+            "applied snapshot"
+        );
+        for request in std::mem::take(&mut self.deferred) {
+            self.carry_out(request)?;
+        }
+        Ok(())
+    }
+
     /// Answers what nobody will answer any more.
     fn release_all(&mut self) {
         let waiting = std::mem::take(&mut self.physical.waiting).into_iter();
         let waiting = waiting.map(|(_, ticket, _)| (ticket, Reply::Refused(ApiError::Stopped)));
-        for (ticket, reply) in waiting.chain(std::mem::take(&mut self.after_alarm)) {
+        let deferred = std::mem::take(&mut self.deferred).into_iter();
+        let deferred = deferred.filter_map(|request| match request {
+            ApplyRequest::Commit(ticket) | ApplyRequest::Defragment(ticket) => ticket,
+            _ => None,
+        });
+        let deferred = deferred.map(|ticket| (ticket, Reply::Refused(ApiError::Stopped)));
+        let alarmed = std::mem::take(&mut self.after_alarm);
+        for (ticket, reply) in waiting.chain(deferred).chain(alarmed) {
             self.outbox.add(ticket, reply);
         }
         self.outbox.send(&*self.links.replies);

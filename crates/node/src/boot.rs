@@ -10,17 +10,16 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use keelson_proto::entry::{ConfChange, ConfChangeKind, Entry, EntryKind, HardState};
-use keelson_proto::ids::{LogIndex, MemberId, Term};
-use keelson_store::member::{Member, cluster_id};
+use keelson_proto::entry::HardState;
+use keelson_proto::ids::LogIndex;
 use keelson_store::{OpenOptions, Opened, lease};
 use keelson_wal::{Files, Metadata, Replay, SnapFiles, SnapshotMark, Wal};
 use semver::Version;
 
 use crate::links::Identity;
-use crate::memory_log::MemoryLog;
+use crate::memory_log::{Keep, MemoryLog};
 use crate::replayed::Replayed;
-use crate::{Config, Env, Error, force_new, old};
+use crate::{Config, Env, Error, bootstrap, force_new, old};
 
 /// How long to wait for another process to let go of the database.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
@@ -60,19 +59,22 @@ pub(crate) fn boot(config: &Config, env: &Env) -> Result<Booted, Error> {
     let log = if keelson_wal::exists(&**files, &config.wal_dir()) {
         open_log(config, files)?
     } else {
-        create_log(config, files)?
+        bootstrap::create_log(config, files)?
     };
     assemble(config, env, log)
 }
 
 /// A log that was opened or made.
-struct OpenLog {
-    wal: Wal,
-    replay: Replay,
-    metadata: Metadata,
+pub(crate) struct OpenLog {
+    pub(crate) wal: Wal,
+    pub(crate) replay: Replay,
+    pub(crate) metadata: Metadata,
 }
 
-fn directory_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error + use<> {
+pub(crate) fn directory_error(
+    action: &'static str,
+    path: &Path,
+) -> impl FnOnce(io::Error) -> Error + use<> {
     let path = path.to_owned();
     move |source| Error::Directory {
         action,
@@ -152,92 +154,12 @@ fn create_dirs(files: &Arc<dyn Files>, path: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-fn wal_options(config: &Config) -> keelson_wal::Options {
+pub(crate) fn wal_options(config: &Config) -> keelson_wal::Options {
     keelson_wal::Options {
         segment_bytes: config.wal_segment_bytes,
         unsafe_no_fsync: config.unsafe_no_fsync,
         ..keelson_wal::Options::default()
     }
-}
-
-/// This member, as the operator describes it for a new cluster.
-fn described(config: &Config) -> Result<Member, Error> {
-    let own = config
-        .initial_cluster
-        .iter()
-        .find(|(name, _)| *name == config.name);
-    let Some((name, urls)) = own else {
-        return Err(Error::BadConfig {
-            what: format!(
-                "couldn't find local name {:?} in the initial cluster configuration",
-                config.name
-            ),
-        });
-    };
-    if config.initial_cluster.len() > 1 {
-        return Err(Error::Unsupported {
-            what: "a new cluster of several members".to_owned(),
-        });
-    }
-    Ok(Member::new(
-        name.clone(),
-        urls.clone(),
-        &config.token,
-        None,
-        false,
-    ))
-}
-
-/// Makes the log of a new cluster: its first entry adds this member.
-fn create_log(config: &Config, files: &Arc<dyn Files>) -> Result<OpenLog, Error> {
-    let (db, dir) = (config.db_path(), config.wal_dir());
-    if files.exists(&db).map_err(directory_error("stat", &db))? {
-        return Err(Error::DatabaseWithoutLog { db, wal: dir });
-    }
-    let member = described(config)?;
-    let metadata = Metadata {
-        node_id: member.id,
-        cluster_id: cluster_id([member.id]),
-    };
-    tracing::info!(
-        "local-member-id" = %metadata.node_id,
-        "cluster-id" = %metadata.cluster_id,
-        "starting local member"
-    );
-    let wal = Wal::create(files.clone(), &dir, metadata, wal_options(config))?;
-    let mut log = OpenLog {
-        wal,
-        replay: Replay::default(),
-        metadata,
-    };
-    write_first_entry(&mut log, &member)?;
-    Ok(log)
-}
-
-/// The entry that every log of a new cluster begins with; it counts as committed.
-fn write_first_entry(log: &mut OpenLog, member: &Member) -> Result<(), Error> {
-    let change = ConfChange {
-        id: 0,
-        kind: ConfChangeKind::AddNode,
-        member: member.id,
-        context: member.add_context().into(),
-    };
-    let entry = Entry {
-        kind: EntryKind::ConfChange,
-        term: Term(1),
-        index: LogIndex(1),
-        data: change.encode(),
-    };
-    let state = HardState {
-        term: Term(1),
-        vote: MemberId::NONE,
-        commit: LogIndex(1),
-    };
-    log.wal.append(Some(state), std::slice::from_ref(&entry))?;
-    log.wal.commit(true)?;
-    log.replay.hard_state = Some(state);
-    log.replay.entries = vec![entry];
-    Ok(())
 }
 
 /// Opens the log that is there, from its newest snapshot on.
@@ -255,7 +177,7 @@ fn open_log(config: &Config, files: &Arc<dyn Files>) -> Result<OpenLog, Error> {
         replay,
         metadata,
     };
-    begin_again(config, &mut log)?;
+    bootstrap::begin_again(config, &mut log)?;
     Ok(log)
 }
 
@@ -269,41 +191,11 @@ fn locked(config: &Config, error: keelson_wal::Error) -> Error {
     }
 }
 
-/// A crash in the middle of making a log leaves one without its first entry, or without the hard
-/// state that says that it is committed.
-fn begin_again(config: &Config, log: &mut OpenLog) -> Result<(), Error> {
-    let commit = log.replay.hard_state.unwrap_or_default().commit;
-    if log.replay.at.index > LogIndex(0) || commit > LogIndex(0) {
-        return Ok(());
-    }
-    if log.replay.entries.is_empty() {
-        let member = described(config)?;
-        if member.id != log.metadata.node_id {
-            return Err(Error::BadConfig {
-                what: format!(
-                    "the log in {} was made for member {}, which never started; this is member {}",
-                    log.wal.dir().display(),
-                    log.metadata.node_id,
-                    member.id
-                ),
-            });
-        }
-        return write_first_entry(log, &member);
-    }
-    let first = &log.replay.entries[0];
-    if first.kind == EntryKind::ConfChange && first.term == Term(1) {
-        let state = log.replay.hard_state.get_or_insert_default();
-        state.term = state.term.max(first.term);
-        state.commit = first.index;
-    }
-    Ok(())
-}
-
 /// Puts log and database together.
 fn assemble(config: &Config, env: &Env, log: OpenLog) -> Result<Booted, Error> {
     let OpenLog {
         mut wal,
-        replay,
+        mut replay,
         metadata,
     } = log;
     let identity = Identity {
@@ -311,6 +203,11 @@ fn assemble(config: &Config, env: &Env, log: OpenLog) -> Result<Booted, Error> {
         cluster: metadata.cluster_id,
     };
     let start = replay.at;
+    // A snapshot of the leader takes the place of whatever the log had, and what lay behind it was never
+    // committed: terms do not fall in a log.
+    if let Some(stale) = replay.entries.iter().position(|it| it.term < start.term) {
+        replay.entries.truncate(stale);
+    }
     let mut opened = open_store(config, env, start)?;
     let mended = old::mend_membership(config, env, &mut opened)?;
     check_versions(config, &opened)?;
@@ -319,7 +216,7 @@ fn assemble(config: &Config, env: &Env, log: OpenLog) -> Result<Booted, Error> {
     if log.last() < applied {
         log.begin_at_database(config, &env.files, &mut wal, &opened, identity.member)?;
     }
-    let members = opened.store.members().after(log.committed_after(applied));
+    let members = opened.store.members_after(log.committed_after(applied));
     if members.is_removed(identity.member) {
         return Err(Error::Removed {
             member: identity.member,
@@ -341,7 +238,7 @@ fn assemble(config: &Config, env: &Env, log: OpenLog) -> Result<Booted, Error> {
     let conf_state = opened.store.conf_state().clone();
     let mut memory = MemoryLog::new(log.before, log.entries, log.hard_state, conf_state);
     memory.set_outdated(raw.unwrap_or_default());
-    memory.trim(applied);
+    memory.trim(applied, Keep::Usual);
     Ok(Booted {
         identity,
         wal,
@@ -394,12 +291,7 @@ fn open_store(config: &Config, env: &Env, start: SnapshotMark) -> Result<Opened,
             snapshot: start.index,
         });
     }
-    files
-        .rename(&received, &db)
-        .map_err(directory_error("rename", &received))?;
-    files
-        .sync_dir(&config.snap_dir())
-        .map_err(directory_error("sync", &config.snap_dir()))?;
+    put_in_place(config, files, start.index)?;
     let opened = open_database(config, env, &db)?;
     consistent = opened.store.applied().0;
     if consistent < start.index {
@@ -412,19 +304,39 @@ fn open_store(config: &Config, env: &Env, start: SnapshotMark) -> Result<Opened,
     Ok(opened)
 }
 
-fn open_database(config: &Config, env: &Env, db: &Path) -> Result<Opened, Error> {
+/// Gives a received database the name of the file.
+pub(crate) fn put_in_place(
+    config: &Config,
+    files: &Arc<dyn Files>,
+    index: LogIndex,
+) -> Result<(), Error> {
+    let dir = config.snap_dir();
+    let received = SnapFiles::new(files.clone(), &dir).database_path(index);
+    files
+        .rename(&received, &config.db_path())
+        .map_err(directory_error("rename", &received))?;
+    files.sync_dir(&dir).map_err(directory_error("sync", &dir))
+}
+
+/// How the database is opened.
+pub(crate) fn database_options(config: &Config) -> OpenOptions {
     let mut bolt = OpenOptions::bolt();
     bolt.initial_map_size = MAP_BYTES;
     bolt.no_sync = config.unsafe_no_fsync;
     bolt.lock_timeout = Some(LOCK_PATIENCE);
     let heartbeat = u64::try_from(config.heartbeat.as_millis()).unwrap_or(u64::MAX);
-    let options = OpenOptions {
+    OpenOptions {
         bolt,
         quota: config.quota,
         lease_ttl_min: lease::ttl_seconds_min(config.election_ticks().into(), heartbeat),
         lease_checkpoints: config.lease_checkpoints,
-    };
-    let opened = (env.database)(db, &options).map_err(|source| cannot_open(db, source))?;
+    }
+}
+
+pub(crate) fn open_database(config: &Config, env: &Env, db: &Path) -> Result<Opened, Error> {
+    let options = database_options(config);
+    let mut opened = (env.database)(db, &options).map_err(|source| cannot_open(db, source))?;
+    opened.store.set_learners_max(config.max_learners);
     if opened.missing_leases > 0 {
         tracing::warn!(
             keys = opened.missing_leases,

@@ -22,6 +22,28 @@ pub const RAFT_LOG_BYTES: u64 = 16 << 20;
 /// etcd's `--snapshot-catchup-entries` (`spec/formats.md` 4.2).
 pub const RAFT_LOG_ENTRIES: u64 = 5_000;
 
+/// The same while a member is getting a snapshot, in bytes: it will need what came meanwhile.
+pub const RAFT_LOG_HELD_BYTES: u64 = 64 << 20;
+
+/// The same while a member is getting a snapshot.
+pub const RAFT_LOG_HELD_ENTRIES: u64 = 200_000;
+
+/// Entries of other members that this one holds in memory, in bytes: not synced, not applied, or kept
+/// for others. With more, appends are dropped, and their sender sends them again.
+pub const INBOUND_BYTES: u64 = 48 << 20;
+
+/// Messages of other members that wait for consensus.
+pub const INBOUND_MAX: usize = 10_000;
+
+/// What a leader takes without having it committed, in bytes: more is refused.
+pub const UNCOMMITTED_BYTES: u64 = PROPOSALS_BYTES;
+
+/// Append messages that are on their way to one member, in bytes.
+pub const INFLIGHT_BYTES: u64 = 16 << 20;
+
+/// The file of a snapshot that another member sends, in bytes: a larger one is refused.
+pub const SNAPSHOT_BYTES_MAX: u64 = 64 << 30;
+
 /// Proposals that are on their way to the own log, in bytes: more are refused.
 pub const PROPOSALS_BYTES: u64 = 64 << 20;
 
@@ -48,7 +70,7 @@ pub const BARRIERS_MAX: usize = 100_000;
 /// being committed, those that wait, and the rest.
 pub const WRITE_BYTES: u64 = TAIL_SEGMENT_BYTES * (SEALED_WAITING_MAX + 2)
     + WINDOW_BYTES
-    + RAFT_LOG_BYTES
+    + RAFT_LOG_HELD_BYTES
     + PROPOSALS_BYTES
     + APPLYING_BYTES;
 

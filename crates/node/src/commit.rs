@@ -1,6 +1,6 @@
 //! The commit thread: the file's only writer.
 //!
-//! Segments, compactions and defragmentations come in one queue and are carried out in its order;
+//! [`Commits`] is what it does, a turn at a time. Segments, compactions and defragmentations come in one queue and are carried out in its order;
 //! a compaction goes a bounded transaction at a time, with segments in between.
 
 use std::collections::VecDeque;
@@ -8,15 +8,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use keelson_proto::ids::LogIndex;
+use keelson_proto::message::Message;
 use keelson_store::{CommitStep, Committer, CompactionJob, Durable, JobProgress, Sealed};
 
 use crate::apply::ApplyRequest;
 use crate::human::HumanBytes;
 use crate::links::Links;
 use crate::mailbox::Taken;
-use crate::snapshot::Snapshots;
+use crate::snapshot::{self, Snapshots};
 use crate::ticket::{Outbox, Reply};
-use crate::{Error, Ticket};
+use crate::{Error, Ticket, boot};
 
 /// Work for the file.
 #[derive(Debug)]
@@ -27,7 +29,11 @@ pub(crate) enum CommitRequest {
         answers: Vec<Ticket>,
         /// Whether a disk snapshot is to be taken at its end.
         snapshot: bool,
+        /// Members that get the file as of its end, each by the message that goes with it.
+        send: Vec<Message>,
     },
+    /// The database of a snapshot that the leader has sent is to take the file's place.
+    Install(LogIndex),
     /// A compaction that is through the index.
     Compaction(Box<CompactionJob>),
     /// The file is to be rewritten without its free pages.
@@ -69,16 +75,25 @@ impl Commits {
     fn work(&mut self) -> Result<(), Error> {
         let mut one = Vec::new();
         loop {
-            let idle = self.compacting_since.is_none() && self.jobs.is_empty();
-            let patience = (!idle).then_some(Duration::ZERO);
+            let patience = (!self.is_idle()).then_some(Duration::ZERO);
             if self.links.commit.take_up_to(1, &mut one, patience) == Taken::Closed {
                 return Ok(());
             }
-            if let Some(request) = one.pop() {
-                self.carry_out(request)?;
-            }
-            self.compact()?;
+            self.turn(one.pop())?;
         }
+    }
+
+    /// Whether a turn has nothing to do unless something comes.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.compacting_since.is_none() && self.jobs.is_empty()
+    }
+
+    /// Carries out what came, and one transaction of a compaction.
+    pub(crate) fn turn(&mut self, request: Option<CommitRequest>) -> Result<(), Error> {
+        if let Some(request) = request {
+            self.carry_out(request)?;
+        }
+        self.compact()
     }
 
     fn now(&self) -> Duration {
@@ -91,7 +106,15 @@ impl Commits {
                 sealed,
                 answers,
                 snapshot,
-            } => self.commit(sealed.as_deref(), answers, snapshot),
+                send,
+            } => {
+                let durable = self.commit(sealed.as_deref(), answers, snapshot)?;
+                for message in send {
+                    snapshot::send(&self.links, message, &durable);
+                }
+                Ok(())
+            }
+            CommitRequest::Install(index) => self.install(index),
             CommitRequest::Compaction(job) => {
                 self.jobs.push_back(job);
                 Ok(())
@@ -105,7 +128,7 @@ impl Commits {
         sealed: Option<&Sealed>,
         answers: Vec<Ticket>,
         snapshot: bool,
-    ) -> Result<(), Error> {
+    ) -> Result<Durable, Error> {
         let durable = match sealed {
             Some(sealed) => self.commit_segment(sealed)?,
             None => self.committer.durable()?,
@@ -115,7 +138,33 @@ impl Commits {
             outbox.add(ticket, Reply::Durable(durable.clone()));
         }
         outbox.send(&*self.links.replies);
-        self.snapshots.after_commit(&self.links, &durable, snapshot)
+        self.snapshots
+            .after_commit(&self.links, &durable, snapshot)?;
+        Ok(durable)
+    }
+
+    /// Puts a received database in the place of the file, and hands its state to apply. The log has a
+    /// mark of it: a start that comes in between finds the file under either name.
+    fn install(&mut self, index: LogIndex) -> Result<(), Error> {
+        let (config, env) = (&self.links.config, &self.links.env);
+        boot::put_in_place(config, &env.files, index)?;
+        let opened = boot::open_database(config, env, &config.db_path())?;
+        let (found, _) = opened.store.applied();
+        if found < index {
+            return Err(Error::DatabaseBehindSnapshot {
+                db: config.db_path(),
+                consistent: found,
+                snapshot: index,
+            });
+        }
+        self.jobs.clear();
+        self.compacting_since = None;
+        self.committer.take_over(opened.committer);
+        self.rows_before = self.committer.compacted_rows();
+        self.snapshots.installed(found)?;
+        let request = ApplyRequest::Opened(Box::new(opened.store));
+        drop(self.links.apply.push_always(request, 0));
+        Ok(())
     }
 
     fn commit_segment(&mut self, sealed: &Sealed) -> Result<Durable, Error> {

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use keelson_proto::ids::{ClusterId, MemberId};
 use keelson_store::Quota;
 use semver::Version;
 
@@ -20,6 +21,22 @@ pub enum AutoCompaction {
     Revision(i64),
 }
 
+/// How a member without a log begins.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Beginning {
+    /// As one of the first members of a new cluster (`--initial-cluster-state new`).
+    #[default]
+    New,
+    /// As a member that a running cluster has added (`--initial-cluster-state existing`): what the
+    /// other members said of it.
+    Join {
+        /// The cluster.
+        cluster: ClusterId,
+        /// The id under which it was added.
+        member: MemberId,
+    },
+}
+
 /// A member, as its operator describes it.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -34,6 +51,12 @@ pub struct Config {
     pub initial_cluster: Vec<(String, Vec<String>)>,
     /// `--initial-cluster-token`.
     pub token: String,
+    /// How it begins, if it has no log yet.
+    pub beginning: Beginning,
+    /// `--max-learners`; must be the same on all members.
+    pub max_learners: usize,
+    /// `--strict-reconfig-check`.
+    pub strict_reconfig: bool,
     /// `--advertise-client-urls`.
     pub client_urls: Vec<String>,
     /// `--heartbeat-interval`.
@@ -88,6 +111,9 @@ impl Config {
             wal_dir: None,
             initial_cluster: vec![(name.to_owned(), vec![peer_url.to_owned()])],
             token: "etcd-cluster".to_owned(),
+            beginning: Beginning::New,
+            max_learners: 1,
+            strict_reconfig: true,
             client_urls: Vec::new(),
             heartbeat: Duration::from_millis(100),
             election: Duration::from_millis(1_000),
@@ -120,6 +146,12 @@ impl Config {
     #[must_use]
     pub fn request_timeout(&self) -> Duration {
         Duration::from_secs(5) + 2 * self.election
+    }
+
+    /// How long a request is remembered that was passed on to the leader: longer than anybody waits
+    /// for it. It may have been lost on the way.
+    pub(crate) fn waiter_patience(&self) -> Duration {
+        2 * self.request_timeout()
     }
 
     /// The directory of database and `.snap` files.

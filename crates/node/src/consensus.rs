@@ -1,4 +1,5 @@
-//! The consensus thread: the core's mailbox and its clock.
+//! The consensus thread: the core's mailbox and its clock. A [`Consensus`] is what it does, a turn at a
+//! time.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -7,15 +8,20 @@ use std::time::Duration;
 use keelson_proto::ApiError;
 use keelson_proto::entry::ConfChangeKind;
 use keelson_proto::ids::{MemberId, RequestId, Term};
+use keelson_raft::AnyConfChange;
 
 use crate::apply::ApplyRequest;
-use crate::core::{Core, Input, Outputs};
+use crate::core::{Content, Core, Input, Outputs, Proposal};
 use crate::duty::DutyEvent;
 use crate::env::millis;
 use crate::links::Links;
 use crate::log::LogRequest;
 use crate::mailbox::Taken;
-use crate::ticket::{Asker, Outbox, Reply};
+use crate::ticket::{Asker, Outbox, Reply, Waiter};
+
+/// How long a change of the membership is remembered. etcd sets no limit: its caller waits as long as
+/// it likes, and this is longer.
+const CHANGE_PATIENCE: Duration = Duration::from_secs(600);
 
 /// When ticks are due.
 #[derive(Debug)]
@@ -41,53 +47,79 @@ impl Ticker {
     }
 }
 
-/// Runs until the mailbox is closed and empty.
-pub(crate) fn run(links: &Arc<Links>, core: Core) {
-    let mut thread = Thread {
-        links,
-        core,
-        led: false,
-    };
-    if let Err(error) = thread.run() {
-        links.fail(&error);
-    }
-}
-
-struct Thread<'a> {
-    links: &'a Arc<Links>,
+/// What the thread does.
+pub(crate) struct Consensus {
+    links: Arc<Links>,
     core: Core,
+    ticker: Ticker,
     led: bool,
 }
 
-impl Thread<'_> {
-    fn run(&mut self) -> Result<(), crate::Error> {
-        let interval = self.links.config.heartbeat;
-        let mut ticker = Ticker {
-            interval,
-            next: self.now() + interval,
-        };
+impl Consensus {
+    pub(crate) fn new(links: Arc<Links>, core: Core) -> Consensus {
+        let interval = links.config.heartbeat;
+        let next = links.env.clock.now() + interval;
+        Consensus {
+            links,
+            core,
+            ticker: Ticker { interval, next },
+            led: false,
+        }
+    }
+
+    /// Runs until the mailbox is closed and empty.
+    pub(crate) fn run(mut self) {
+        if let Err(error) = self.work() {
+            self.links.fail(&error);
+        }
+    }
+
+    fn work(&mut self) -> Result<(), crate::Error> {
+        let links = self.links.clone();
         let mut inputs = Vec::new();
         // What the core has to do before anything comes in, such as an election.
-        let outputs = self.core.handle([])?;
-        self.carry_out(outputs);
+        self.begin()?;
         loop {
-            let timeout = ticker.next.saturating_sub(self.now());
-            if self.links.consensus.take(&mut inputs, Some(timeout)) == Taken::Closed {
+            let timeout = self.next().saturating_sub(self.now());
+            if links.consensus.take(&mut inputs, Some(timeout)) == Taken::Closed {
                 break;
             }
-            if let Some(missed) = ticker.due(self.now()) {
-                self.tick(missed, interval);
-                inputs.push(Input::Tick);
-            }
-            self.prepare(&inputs);
-            let outputs = self.core.handle(inputs.drain(..))?;
-            self.carry_out(outputs);
+            self.turn(&mut inputs)?;
         }
+        self.finish();
+        Ok(())
+    }
+
+    /// Before the first turn.
+    pub(crate) fn begin(&mut self) -> Result<(), crate::Error> {
+        let outputs = self.core.handle([])?;
+        self.carry_out(outputs);
+        Ok(())
+    }
+
+    /// Takes in what came, and a tick if one is due.
+    pub(crate) fn turn(&mut self, inputs: &mut Vec<Input>) -> Result<(), crate::Error> {
+        if let Some(missed) = self.ticker.due(self.now()) {
+            self.tick(missed, self.ticker.interval);
+            inputs.push(Input::Tick);
+        }
+        self.prepare(inputs);
+        let outputs = self.core.handle(inputs.drain(..))?;
+        self.carry_out(outputs);
+        Ok(())
+    }
+
+    /// When a turn is due even if nothing comes.
+    pub(crate) fn next(&self) -> Duration {
+        self.ticker.next
+    }
+
+    /// After the last turn.
+    pub(crate) fn finish(&mut self) {
         if !self.links.is_killed() {
             let outputs = self.core.flush();
             self.carry_out(outputs);
         }
-        Ok(())
     }
 
     fn now(&self) -> Duration {
@@ -95,6 +127,7 @@ impl Thread<'_> {
     }
 
     fn tick(&self, missed: u64, interval: Duration) {
+        expire_waiters(&self.links);
         self.links
             .published
             .ticked
@@ -116,19 +149,33 @@ impl Thread<'_> {
             match input {
                 Input::Propose(proposal) => {
                     if let Some(waiter) = proposal.waiter {
-                        self.links.waiters.insert(proposal.id, waiter);
+                        self.remember(proposal, waiter);
                     }
                 }
-                Input::ConfChange(change) if change.kind == ConfChangeKind::AddNode => {
+                Input::ConfChange { change, .. } if adds_voter(change) => {
                     self.links.gate.set_only_voter(false);
                 }
+                Input::Step(message) => self.links.inbound.took(message),
                 _ => {}
             }
         }
     }
 
+    fn remember(&self, proposal: &Proposal, waiter: Waiter) {
+        let (now, waiters) = (self.now(), &self.links.waiters);
+        match proposal.content {
+            Content::Request(_) => {
+                let until = now + self.links.config.waiter_patience();
+                waiters.insert(proposal.id, waiter, until);
+            }
+            Content::ConfChange(_) => {
+                waiters.insert_change(proposal.id, waiter, now + CHANGE_PATIENCE)
+            }
+        }
+    }
+
     fn carry_out(&mut self, outputs: Outputs) {
-        let links = self.links;
+        let links = self.links.clone();
         self.publish();
         for append in outputs.appends {
             let weight = append.entries.len() as u64;
@@ -136,6 +183,14 @@ impl Thread<'_> {
         }
         if !outputs.messages.is_empty() {
             links.peers.send(outputs.messages);
+        }
+        for message in outputs.snapshots {
+            let request = ApplyRequest::SendSnapshot(Box::new(message));
+            drop(links.apply.push_always(request, 1));
+        }
+        if let Some(snapshot) = outputs.install {
+            let request = ApplyRequest::Install(Box::new(snapshot));
+            drop(links.apply.push_always(request, 1));
         }
         if !outputs.apply.is_empty() {
             let weight = outputs.apply.len() as u64;
@@ -153,19 +208,24 @@ impl Thread<'_> {
         for ticket in outputs.unreadable {
             outbox.add(ticket, Reply::Refused(ApiError::LeaderChanged));
         }
+        for (ticket, progress) in outputs.progress {
+            outbox.add(ticket, Reply::Progress(progress));
+        }
         for (id, error) in outputs.dropped {
-            refuse(links, &mut outbox, id, error);
+            refuse(&links, &mut outbox, id, error);
         }
         outbox.send(&*links.replies);
     }
 
     /// Tells everybody who leads. Before what follows from it reaches the log or apply.
     fn publish(&mut self) {
-        let links = self.links;
+        let links = &self.links;
         let view = self.core.view();
         let before = links.published.leader();
-        links.published.store(&view);
+        links.published.store(&view, millis(self.now()));
+        links.inbound.set_held(self.core.log_bytes());
         if before != view.leader {
+            links.leader_changed();
             tell_leader(links.identity.member, before, view.leader, view.term);
         }
         links
@@ -180,6 +240,16 @@ impl Thread<'_> {
         if self.led != view.leads {
             self.led = view.leads;
             drop(links.duty.push_always(DutyEvent::Leads(view.leads), 1));
+        }
+    }
+}
+
+fn adds_voter(change: &AnyConfChange) -> bool {
+    match change {
+        AnyConfChange::V1(change) => change.kind == ConfChangeKind::AddNode,
+        AnyConfChange::V2(change) => {
+            let mut kinds = change.changes.iter().map(|change| change.kind);
+            kinds.any(|kind| kind == ConfChangeKind::AddNode)
         }
     }
 }
@@ -204,15 +274,33 @@ fn tell_leader(member: MemberId, before: MemberId, now: MemberId, term: Term) {
 
 /// Answers a proposal that will not be in the log.
 fn refuse(links: &Links, outbox: &mut Outbox, id: RequestId, error: ApiError) {
+    if let Some(waiter) = links.waiters.remove(id) {
+        refuse_waiter(links, outbox, waiter, error);
+    } else {
+        links.stats.proposals_failed.add(1);
+    }
+}
+
+fn refuse_waiter(links: &Links, outbox: &mut Outbox, waiter: Waiter, error: ApiError) {
     links.stats.proposals_failed.add(1);
-    let Some(waiter) = links.waiters.remove(id) else {
-        return;
-    };
     match waiter.asker {
         Asker::Ticket(ticket) => outbox.add(ticket, Reply::Refused(error)),
         Asker::Duty(duty, _) => drop(links.duty.push_always(DutyEvent::Done(duty, Err(error)), 1)),
         Asker::Alarm(_) => drop(links.apply.push_always(ApplyRequest::AlarmDropped, 1)),
     }
+}
+
+/// Gives up requests that were passed on and never came back.
+fn expire_waiters(links: &Links) {
+    let expired = links.waiters.expire(links.env.clock.now());
+    if expired.is_empty() {
+        return;
+    }
+    let mut outbox = Outbox::default();
+    for waiter in expired {
+        refuse_waiter(links, &mut outbox, waiter, ApiError::Timeout);
+    }
+    outbox.send(&*links.replies);
 }
 
 #[cfg(test)]

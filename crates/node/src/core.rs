@@ -7,13 +7,17 @@
 //!    whoever writes;
 //! 2. an entry goes out to be applied only when it is committed *and* synced in the own log;
 //! 3. up to a given index the log is applied before the member campaigns, counts a quorum or votes;
-//! 4. a hard state that only moved its commit index waits for the next write or tick: it may be lost.
+//! 4. a hard state that only moved its commit index waits for the next write or tick: it may be lost;
+//! 5. a leader's appends go out before its own write of the same entries ends, a follower's
+//!    acknowledgement only after it;
+//! 6. a received snapshot is durable in the own log before it takes the place of the state, and
+//!    nothing behind it is applied before.
 
 use std::collections::VecDeque;
 
 use bytes::Bytes;
 use keelson_proto::ApiError;
-use keelson_proto::entry::{ConfChange, ConfState, Entry, HardState};
+use keelson_proto::entry::{ConfChange, ConfState, Entry, HardState, Snapshot};
 use keelson_proto::ids::{LogIndex, MemberId, RequestId, Term};
 use keelson_proto::message::{Message, MessageKind};
 use keelson_raft::{
@@ -21,7 +25,7 @@ use keelson_raft::{
 };
 
 use crate::budget;
-use crate::memory_log::MemoryLog;
+use crate::memory_log::{Keep, MemoryLog};
 use crate::read::Reads;
 use crate::ticket::Waiter;
 use crate::{Error, Ticket};
@@ -77,9 +81,25 @@ pub enum Input {
         index: LogIndex,
     },
     /// The configuration change of an entry that is being applied; comes before its `Applied`.
-    ConfChange(ConfChange),
+    ConfChange {
+        /// The entry.
+        index: LogIndex,
+        /// The change; of nobody, if it was refused.
+        change: AnyConfChange,
+    },
     /// A message of another member.
     Step(Message),
+    /// A message to this member was not delivered.
+    Unreachable(MemberId),
+    /// The sending of a snapshot has ended.
+    SnapshotSent {
+        /// To whom it went.
+        to: MemberId,
+        /// Whether it arrived.
+        delivered: bool,
+    },
+    /// How far are the others?
+    Progress(Ticket),
     /// Leadership is to be handed over.
     TransferLeader(MemberId),
 }
@@ -91,10 +111,25 @@ pub struct Append {
     pub number: u64,
     /// The hard state, if it changed.
     pub hard_state: Option<HardState>,
+    /// A snapshot of the leader, in place of everything that the log has; before the entries.
+    pub snapshot: Option<Snapshot>,
     /// Entries, in place of what the log has from the first of them on.
     pub entries: Vec<Entry>,
     /// Whether anybody waits for the disk.
     pub must_sync: bool,
+}
+
+/// How far a member is, as the leader sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerProgress {
+    /// The member.
+    pub member: MemberId,
+    /// Up to here its log is known to be that of the leader.
+    pub matched: LogIndex,
+    /// Whether it has no vote.
+    pub is_learner: bool,
+    /// Whether it was heard of within the last election timeout.
+    pub is_active: bool,
 }
 
 /// What is to be done, in the order of the fields.
@@ -104,12 +139,19 @@ pub struct Outputs {
     pub appends: Vec<Append>,
     /// To be sent to other members.
     pub messages: Vec<Message>,
-    /// To be applied.
+    /// Members that need a snapshot. Each message stands for one that is made of what the file holds once
+    /// everything applied until now is in it, and goes with the file.
+    pub snapshots: Vec<Message>,
+    /// A snapshot that the own log has for good, to be put in place of the state.
+    pub install: Option<Snapshot>,
+    /// To be applied, after that.
     pub apply: Vec<Entry>,
     /// Reads that may look at the state.
     pub readable: Vec<Ticket>,
     /// Reads that must be asked for again.
     pub unreadable: Vec<Ticket>,
+    /// Answers to those who asked how far the others are; nothing where this member does not lead.
+    pub progress: Vec<(Ticket, Vec<PeerProgress>)>,
     /// Proposals that will not be in the log.
     pub dropped: Vec<(RequestId, ApiError)>,
     /// Bytes of proposals that are on their way to the own log no longer.
@@ -148,6 +190,9 @@ pub struct Options {
     pub patience_ticks: u64,
     /// Contexts of read index requests are counted from here on.
     pub first_context: u64,
+    /// Ticks after the end of a transfer of a snapshot during which the log is kept for the member
+    /// that got it.
+    pub hold_ticks: u64,
 }
 
 /// A write that is on its way, and what waits for it.
@@ -155,8 +200,17 @@ pub struct Options {
 struct Writing {
     number: u64,
     hard_state: Option<HardState>,
+    snapshot: Option<Snapshot>,
     entries: Vec<Entry>,
     responses: Vec<Message>,
+}
+
+/// A snapshot on its way to a member.
+#[derive(Debug)]
+struct Transfer {
+    to: MemberId,
+    /// The tick at which it ended.
+    ended: Option<u64>,
 }
 
 /// The state of the loop.
@@ -168,6 +222,9 @@ pub struct Core {
     ticks: u64,
     appends: u64,
     writing: VecDeque<Writing>,
+    /// Of the entries that are being written.
+    writing_bytes: u64,
+    transfers: Vec<Transfer>,
     /// Entries that are being applied: the last of each parcel, and what raft is told then.
     applying: VecDeque<(LogIndex, Message)>,
     applied: LogIndex,
@@ -213,6 +270,8 @@ impl Core {
             ticks: 0,
             appends: 0,
             writing: VecDeque::new(),
+            writing_bytes: 0,
+            transfers: Vec::new(),
             applying: VecDeque::new(),
             applied,
             lazy_state: None,
@@ -242,8 +301,11 @@ impl Core {
                 Input::ReadBarrier(ticket) => self.reads.push(ticket, self.ticks),
                 Input::Synced { upto } => self.synced(upto),
                 Input::Applied { index } => self.applied(index),
-                Input::ConfChange(change) => self.conf_change(&change)?,
+                Input::ConfChange { index, change } => self.conf_change(index, change)?,
                 Input::Step(message) => self.step(message),
+                Input::Unreachable(id) => self.raft.report_unreachable(id),
+                Input::SnapshotSent { to, delivered } => self.snapshot_sent(to, delivered),
+                Input::Progress(ticket) => self.report_progress(ticket),
                 Input::TransferLeader(to) => self.raft.transfer_leader(to),
             }
         }
@@ -294,6 +356,12 @@ impl Core {
             || self.raft.storage().bytes() > budget::RAFT_LOG_BYTES
     }
 
+    /// The data of entries that are held in memory, in bytes: not synced, not applied, or kept for others.
+    #[must_use]
+    pub fn log_bytes(&self) -> u64 {
+        self.raft.storage().bytes() + self.writing_bytes
+    }
+
     /// Proposals that wait for a leader.
     #[must_use]
     pub fn held(&self) -> usize {
@@ -313,6 +381,9 @@ impl Core {
         self.write_lazy_state();
         self.reads.expire(self.ticks);
         self.expire_held();
+        let (now, hold) = (self.ticks, self.options.hold_ticks);
+        self.transfers
+            .retain(|transfer| transfer.ended.is_none_or(|ended| now < ended + hold));
         if self.takes_part() {
             self.raft.tick();
         }
@@ -334,11 +405,6 @@ impl Core {
     }
 
     fn step(&mut self, message: Message) {
-        if message.kind == MessageKind::Snap {
-            // There is nobody yet who would put the snapshot's file in place.
-            tracing::warn!(from = %message.from, "dropped a snapshot of another member");
-            return;
-        }
         if !self.takes_part() {
             if self.early.len() < EARLY_MAX {
                 self.early.push(message);
@@ -399,23 +465,52 @@ impl Core {
         self.propose_run(&mut run);
     }
 
+    /// Proposes a run of requests, to another leader in parcels of a bounded size.
     fn propose_run(&mut self, run: &mut Vec<Proposal>) {
-        if run.is_empty() {
-            return;
-        }
-        let data = run.iter().filter_map(|proposal| match &proposal.content {
-            Content::Request(data) => Some(data.clone()),
-            Content::ConfChange(_) => None,
-        });
-        match self.raft.propose_batch(data) {
-            Ok(()) => self.accept(run.iter().map(|proposal| proposal.content.bytes()).sum()),
-            Err(_) => {
-                for proposal in run.iter() {
-                    self.drop_proposal(proposal, ApiError::ProposalDropped);
-                }
+        let parcel_max = if self.raft.role() == Role::Leader {
+            u64::MAX
+        } else {
+            self.options.raft.max_size_per_message
+        };
+        let mut run = std::mem::take(run).into_iter().peekable();
+        while run.peek().is_some() {
+            let (mut parcel, mut bytes) = (Vec::new(), 0);
+            while let Some(next) =
+                run.next_if(|next| parcel.is_empty() || bytes + next.content.bytes() <= parcel_max)
+            {
+                bytes += next.content.bytes();
+                parcel.push(next);
             }
+            self.propose_parcel(&parcel, bytes);
         }
-        run.clear();
+    }
+
+    fn propose_parcel(&mut self, parcel: &[Proposal], bytes: u64) {
+        let data = parcel
+            .iter()
+            .filter_map(|proposal| match &proposal.content {
+                Content::Request(data) => Some(data.clone()),
+                Content::ConfChange(_) => None,
+            });
+        if self.raft.propose_batch(data).is_ok() {
+            return self.accept(bytes);
+        }
+        let error = self.refusal();
+        for proposal in parcel {
+            self.drop_proposal(proposal, error);
+        }
+    }
+
+    /// Why raft dropped a proposal.
+    fn refusal(&self) -> ApiError {
+        let status = self.raft.basic_status();
+        let id = self.raft.id();
+        let leads = self.raft.role() == Role::Leader && status.lead_transferee.is_none();
+        if leads && self.conf_state.voters.contains(&id) {
+            // More waits for a quorum than fits.
+            return ApiError::TooManyRequests;
+        }
+        ApiError::ProposalDropped
     }
 
     /// Counts proposals until the own log has them; those that went to another leader are its.
@@ -444,7 +539,14 @@ impl Core {
     fn synced(&mut self, upto: u64) {
         let mut released = Vec::new();
         while let Some(writing) = self.writing.pop_front_if(|writing| writing.number <= upto) {
+            self.writing_bytes -= data_bytes(&writing.entries);
             let log = self.raft.storage_mut();
+            if let Some(snapshot) = writing.snapshot {
+                log.restore(&snapshot);
+                // What was to be applied before it is in it.
+                self.out.apply.clear();
+                self.out.install = Some(snapshot);
+            }
             log.append(&writing.entries);
             if let Some(state) = writing.hard_state {
                 log.set_hard_state(state);
@@ -465,11 +567,42 @@ impl Core {
     fn deliver(&mut self, responses: Vec<Message>) {
         for message in responses {
             if message.to != self.raft.id() {
-                self.out.messages.push(message);
+                self.send(message);
             } else if let Err(error) = self.raft.step(message) {
                 tracing::debug!(%error, "an own message was not taken");
             }
         }
+    }
+
+    fn send(&mut self, message: Message) {
+        if message.kind == MessageKind::Snap {
+            self.transfers.retain(|transfer| transfer.to != message.to);
+            self.transfers.push(Transfer {
+                to: message.to,
+                ended: None,
+            });
+            self.out.snapshots.push(message);
+        } else {
+            self.out.messages.push(message);
+        }
+    }
+
+    fn snapshot_sent(&mut self, to: MemberId, delivered: bool) {
+        for transfer in self.transfers.iter_mut().filter(|it| it.to == to) {
+            transfer.ended = Some(self.ticks);
+        }
+        self.raft.report_snapshot(to, delivered);
+    }
+
+    fn report_progress(&mut self, ticket: Ticket) {
+        let progress = self.raft.status().progress;
+        let progress = progress.into_iter().map(|(member, it)| PeerProgress {
+            member,
+            matched: it.match_index(),
+            is_learner: it.is_learner(),
+            is_active: it.recent_active() || member == self.raft.id(),
+        });
+        self.out.progress.push((ticket, progress.collect()));
     }
 
     fn applied(&mut self, index: LogIndex) {
@@ -484,18 +617,26 @@ impl Core {
             answers.push(answer);
         }
         self.deliver(answers);
-        self.raft.storage_mut().trim(index);
+        let keep = if self.transfers.is_empty() {
+            Keep::Usual
+        } else {
+            Keep::Held
+        };
+        self.raft.storage_mut().trim(index, keep);
         self.reads.applied(index, &mut self.out.readable);
         self.drain();
     }
 
-    fn conf_change(&mut self, change: &ConfChange) -> Result<(), Error> {
-        if change.member.is_none() {
-            // It was refused; raft would change nothing either.
+    fn conf_change(&mut self, index: LogIndex, change: AnyConfChange) -> Result<(), Error> {
+        let nobody = matches!(&change, AnyConfChange::V1(change) if change.member.is_none());
+        // One that was refused changes nothing in raft either, and a snapshot that came meanwhile holds
+        // what it changes.
+        if nobody || index <= self.raft.restored_index() {
             return Ok(());
         }
-        let change = AnyConfChange::from(change.clone()).into_v2();
-        self.conf_state = self.raft.apply_conf_change(&change)?;
+        self.conf_state = self.raft.apply_conf_change(&change.into_v2())?;
+        let conf_state = self.conf_state.clone();
+        self.raft.storage_mut().set_conf_state(conf_state);
         Ok(())
     }
 
@@ -521,7 +662,7 @@ impl Core {
             } else if message.to == APPLY_THREAD {
                 self.apply(message);
             } else {
-                self.out.messages.push(message);
+                self.send(message);
             }
         }
     }
@@ -534,6 +675,10 @@ impl Core {
         }
         self.lead = lead;
         if role != Role::Leader {
+            // Nobody else's snapshots are this member's business.
+            self.transfers.clear();
+            let applied = self.applied;
+            self.raft.storage_mut().trim(applied, Keep::Usual);
             let gone = self.accepted.drain(..).map(|(_, bytes)| bytes).sum::<u64>();
             self.out.released_bytes += gone;
         }
@@ -542,7 +687,8 @@ impl Core {
     /// Sends a write on its way. Where nothing needs the disk, what waits joins the last write that
     /// does.
     fn write(&mut self, message: Message, hard_state: Option<HardState>, must_sync: bool) {
-        if message.entries.is_empty() && !must_sync {
+        let snapshot = message.snapshot.map(|boxed| *boxed);
+        if message.entries.is_empty() && snapshot.is_none() && !must_sync {
             self.lazy_state = hard_state.or(self.lazy_state);
             match self.writing.back_mut() {
                 Some(last) => last.responses.extend(message.responses),
@@ -550,38 +696,49 @@ impl Core {
             }
             return;
         }
+        if let Some(snapshot) = &snapshot {
+            self.conf_state = snapshot.conf_state.clone();
+        }
         let hard_state = hard_state.or(self.lazy_state.take());
         self.lazy_state = None;
-        self.send_append(hard_state, message.entries, message.responses, must_sync);
+        self.send_append(
+            Writing {
+                number: 0,
+                hard_state,
+                snapshot,
+                entries: message.entries,
+                responses: message.responses,
+            },
+            must_sync,
+        );
     }
 
     fn write_lazy_state(&mut self) {
         if let Some(state) = self.lazy_state.take() {
-            self.send_append(Some(state), Vec::new(), Vec::new(), false);
+            let writing = Writing {
+                number: 0,
+                hard_state: Some(state),
+                snapshot: None,
+                entries: Vec::new(),
+                responses: Vec::new(),
+            };
+            self.send_append(writing, false);
         }
     }
 
-    fn send_append(
-        &mut self,
-        hard_state: Option<HardState>,
-        entries: Vec<Entry>,
-        responses: Vec<Message>,
-        must_sync: bool,
-    ) {
+    /// Numbers a write, and sends it on its way.
+    fn send_append(&mut self, mut writing: Writing, must_sync: bool) {
         self.appends += 1;
-        let number = self.appends;
+        writing.number = self.appends;
+        self.writing_bytes += data_bytes(&writing.entries);
         self.out.appends.push(Append {
-            number,
-            hard_state,
-            entries: entries.clone(),
-            must_sync,
+            number: writing.number,
+            hard_state: writing.hard_state,
+            snapshot: writing.snapshot.clone(),
+            entries: writing.entries.clone(),
+            must_sync: must_sync || writing.snapshot.is_some(),
         });
-        self.writing.push_back(Writing {
-            number,
-            hard_state,
-            entries,
-            responses,
-        });
+        self.writing.push_back(writing);
     }
 
     fn apply(&mut self, mut message: Message) {
@@ -600,6 +757,10 @@ impl Core {
             .find(|answer| answer.kind == MessageKind::StorageApplyResp);
         self.applying.extend(answer.map(|answer| (last, answer)));
     }
+}
+
+fn data_bytes(entries: &[Entry]) -> u64 {
+    entries.iter().map(|entry| entry.data.len() as u64).sum()
 }
 
 #[cfg(test)]

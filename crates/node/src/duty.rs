@@ -30,6 +30,9 @@ use crate::ticket::{Asker, Duty};
 /// How often a leader looks at the cluster's version.
 const VERSION_EVERY: Duration = Duration::from_secs(4);
 
+/// How long a removed member goes on, so that others hear of it: etcd's time.
+const REMOVED_FOR: Duration = Duration::from_secs(1);
+
 /// The leader's deadlines count only while its consensus thread ticks at least this often, in
 /// heartbeat intervals.
 const STALE_TICKS: u32 = 3;
@@ -43,6 +46,8 @@ pub(crate) enum DutyEvent {
     FirstCommit,
     /// A request of this member came to an end.
     Done(Duty, Result<(), ApiError>),
+    /// The entry was applied that removes this member.
+    Removed,
 }
 
 /// What is to be done.
@@ -54,6 +59,8 @@ enum Action {
     Leases,
     Compact(i64),
     Purge,
+    /// The member was removed, and others have had time to hear of it.
+    End,
 }
 
 /// What the duties look at.
@@ -76,6 +83,8 @@ struct Duties {
     version_at: Duration,
     leases_at: Duration,
     purge_at: Duration,
+    /// When the member ends that was removed.
+    end_at: Option<Duration>,
     compactor: Compactor,
 }
 
@@ -96,6 +105,7 @@ impl Duties {
             version_at: now,
             leases_at: now,
             purge_at: now + PURGE_EVERY,
+            end_at: None,
             compactor: Compactor::new(compaction, now, revision),
         }
     }
@@ -110,6 +120,11 @@ impl Duties {
             DutyEvent::FirstCommit => {
                 self.settled = true;
                 self.version_at = now;
+            }
+            DutyEvent::Removed => {
+                // A member that is gone tells nothing of itself any more.
+                self.publish_at = None;
+                self.end_at.get_or_insert(now + REMOVED_FOR);
             }
             DutyEvent::Done(Duty::Publish, Ok(())) => {
                 let first = self.publish_at.is_some();
@@ -154,6 +169,11 @@ impl Duties {
             self.purge_at = now + PURGE_EVERY;
             actions.push(Action::Purge);
         }
+        if self.end_at.is_some_and(|at| now >= at) {
+            // Once.
+            self.end_at = Some(Duration::MAX);
+            actions.push(Action::End);
+        }
         let paused = !self.leads;
         actions.extend(
             self.compactor
@@ -169,7 +189,7 @@ impl Duties {
         if self.settled {
             next = next.min(self.version_at);
         }
-        let others = [self.publish_at, self.compactor.next()];
+        let others = [self.publish_at, self.end_at, self.compactor.next()];
         others.into_iter().flatten().fold(next, Duration::min)
     }
 
@@ -194,36 +214,45 @@ impl Duties {
     }
 }
 
-/// Runs until the mailbox is closed.
-pub(crate) fn run(links: &Arc<Links>) {
-    let config = &links.config;
-    let mut thread = Thread {
-        links,
-        duties: Duties::new(
+/// What the thread does, a turn at a time.
+pub(crate) struct DutyWorker {
+    links: Arc<Links>,
+    duties: Duties,
+}
+
+impl DutyWorker {
+    pub(crate) fn new(links: Arc<Links>) -> DutyWorker {
+        let config = &links.config;
+        let duties = Duties::new(
             config.version.clone(),
             config.request_timeout(),
             config.auto_compaction,
             links.env.clock.now(),
             links.shared.revision(),
-        ),
-    };
-    let mut events = Vec::new();
-    loop {
-        let patience = thread.duties.next().saturating_sub(links.env.clock.now());
-        if links.duty.take(&mut events, Some(patience)) == Taken::Closed {
-            return;
-        }
-        thread.work(&mut events);
+        );
+        DutyWorker { links, duties }
     }
-}
 
-struct Thread<'a> {
-    links: &'a Arc<Links>,
-    duties: Duties,
-}
+    /// Runs until the mailbox is closed.
+    pub(crate) fn run(mut self) {
+        let links = self.links.clone();
+        let mut events = Vec::new();
+        loop {
+            let patience = self.next().saturating_sub(links.env.clock.now());
+            if links.duty.take(&mut events, Some(patience)) == Taken::Closed {
+                return;
+            }
+            self.turn(&mut events);
+        }
+    }
 
-impl Thread<'_> {
-    fn work(&mut self, events: &mut Vec<DutyEvent>) {
+    /// When a turn is due even if nothing comes.
+    pub(crate) fn next(&self) -> Duration {
+        self.duties.next()
+    }
+
+    /// Takes in what came, and carries out what is due.
+    pub(crate) fn turn(&mut self, events: &mut Vec<DutyEvent>) {
         let now = self.links.env.clock.now();
         for event in events.drain(..) {
             if let DutyEvent::Done(Duty::Compaction, result) = &event {
@@ -246,7 +275,7 @@ impl Thread<'_> {
     }
 
     fn published(&self) {
-        let links = self.links;
+        let links = &self.links;
         tracing::info!(
             "local-member-id" = %links.identity.member,
             "local-member-attributes" = ?(&links.config.name, &links.config.client_urls),
@@ -263,8 +292,20 @@ impl Thread<'_> {
             Action::SetVersion(version) => self.set_version(&version, membership),
             Action::Leases => self.leases(),
             Action::Compact(revision) => self.compact(revision),
+            Action::End => self.end(),
             Action::Purge => purge_old(&self.links.config, &self.links.env.files),
         }
+    }
+
+    fn end(&self) {
+        let links = &self.links;
+        tracing::warn!(
+            "local-member-id" = %links.identity.member,
+            error = "the member has been permanently removed from the cluster",
+            "server error"
+        );
+        tracing::warn!("data-dir used by this member must be removed");
+        (links.env.removed)();
     }
 
     fn propose(&self, request: InternalRaftRequest, duty: Duty) -> bool {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use keelson_proto::ids::{LogIndex, Term};
 use keelson_store::lease::Ticks;
 use keelson_store::{OpenOptions, Opened};
 use keelson_wal::{Files, RealFiles};
@@ -77,6 +78,13 @@ pub type Failed = Arc<dyn Fn(&str) + Send + Sync>;
 pub type OpenDatabase =
     Arc<dyn Fn(&Path, &OpenOptions) -> Result<Opened, keelson_store::Error> + Send + Sync>;
 
+/// Says which entry the database at a path is at, without opening it for writing.
+pub type DatabasePosition =
+    Arc<dyn Fn(&Path) -> Result<(LogIndex, Term), keelson_store::Error> + Send + Sync>;
+
+/// Is told that the member was removed from its cluster.
+pub type Removed = Arc<dyn Fn() + Send + Sync>;
+
 /// What a member is given at start.
 #[derive(Clone)]
 pub struct Env {
@@ -86,11 +94,16 @@ pub struct Env {
     pub files: Arc<dyn Files>,
     /// The disk of the database.
     pub database: OpenDatabase,
+    /// A first look at a database that another member has sent.
+    pub position: DatabasePosition,
     /// Random bits; they spread election timeouts.
     pub random: Random,
     /// Called once, from one of the member's threads, when it cannot go on (a failing disk, an entry
     /// that it cannot apply): the process is to end.
     pub failed: Failed,
+    /// Called once, from one of the member's threads, a moment after the entry was applied that removes
+    /// this member from its cluster: the process is to end, in order and without an error.
+    pub removed: Removed,
 }
 
 impl Env {
@@ -102,7 +115,9 @@ impl Env {
             files: Arc::new(RealFiles),
             database: Arc::new(keelson_store::open),
             random: Arc::new(rand::random::<u64>),
+            position: Arc::new(keelson_store::position),
             failed: Arc::new(|_| {}),
+            removed: Arc::new(|| {}),
         }
     }
 

@@ -4,8 +4,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
+use keelson_proto::ApiError;
 use keelson_proto::ids::{ClusterId, LogIndex, MemberId, Term};
 use keelson_store::Shared;
+use keelson_store::member::Membership;
 
 use crate::apply::ApplyRequest;
 use crate::commit::CommitRequest;
@@ -16,6 +18,7 @@ use crate::mailbox::Mailbox;
 use crate::propose::Proposals;
 use crate::read::Gate;
 use crate::stats::Stats;
+use crate::step::Inbound;
 use crate::ticket::{Reply, Waiters};
 use crate::{Config, Env, Peers, Replies, Ticket, Watchers, budget};
 
@@ -33,13 +36,18 @@ pub(crate) struct Published {
     term: AtomicU64,
     committed: AtomicU64,
     leader_changes: AtomicU64,
+    /// When this leader was first heard of, in milliseconds of the clock.
+    led_since: AtomicU64,
     is_learner: AtomicBool,
     /// When consensus last took a tick, in milliseconds of the clock.
     pub(crate) ticked: AtomicU64,
 }
 
 impl Published {
-    pub(crate) fn store(&self, view: &View) {
+    pub(crate) fn store(&self, view: &View, now: u64) {
+        if !view.leader.is_none() && view.leader != self.leader() {
+            self.led_since.store(now, Ordering::Release);
+        }
         self.leader.store(view.leader.0, Ordering::Release);
         self.term.store(view.term.0, Ordering::Release);
         self.committed.store(view.committed.0, Ordering::Release);
@@ -58,6 +66,11 @@ impl Published {
 
     pub(crate) fn committed(&self) -> LogIndex {
         LogIndex(self.committed.load(Ordering::Acquire))
+    }
+
+    /// When the leader that was known last was first heard of.
+    pub(crate) fn led_since(&self) -> Duration {
+        Duration::from_millis(self.led_since.load(Ordering::Acquire))
     }
 
     pub(crate) fn leader_changes(&self) -> u64 {
@@ -83,6 +96,10 @@ pub(crate) struct Links {
     pub(crate) replies: Arc<dyn Replies>,
     pub(crate) watchers: Arc<dyn Watchers>,
     pub(crate) peers: Arc<dyn Peers>,
+    /// Entries of other members on their way in.
+    pub(crate) inbound: Inbound,
+    /// Held while a snapshot comes in: one at a time.
+    pub(crate) receiving: Mutex<()>,
     pub(crate) consensus: Mailbox<Input>,
     pub(crate) log: Mailbox<LogRequest>,
     pub(crate) apply: Mailbox<ApplyRequest>,
@@ -100,6 +117,9 @@ pub(crate) struct Links {
     /// Whether this member has told its attributes, and that was applied.
     ready: Mutex<bool>,
     became_ready: Condvar,
+    /// How often another leader was published, for those who wait for one.
+    leaders: Mutex<u64>,
+    leader_came: Condvar,
 }
 
 /// Mailboxes whose content is bounded by what was asked for take all of it.
@@ -141,7 +161,12 @@ impl Links {
             replies,
             watchers,
             peers,
-            consensus: Mailbox::new(budget::PROPOSALS_MAX + budget::BARRIERS_MAX, weight),
+            inbound: Inbound::default(),
+            receiving: Mutex::new(()),
+            consensus: Mailbox::new(
+                budget::PROPOSALS_MAX + budget::BARRIERS_MAX + budget::INBOUND_MAX,
+                weight,
+            ),
             log: Mailbox::new(items, weight),
             apply: Mailbox::new(items, weight),
             commit: Mailbox::new(items, budget::SEALED_WAITING_MAX),
@@ -153,7 +178,74 @@ impl Links {
             failure: Mutex::new(None),
             ready: Mutex::new(false),
             became_ready: Condvar::new(),
+            leaders: Mutex::new(0),
+            leader_came: Condvar::new(),
         }
+    }
+
+    /// Why a request that began at `started` has not been answered in time, as far as can be told.
+    ///
+    /// # Source
+    ///
+    /// `spec/api.md` 2.1, "Proposal path".
+    pub(crate) fn timeout_error(&self, started: Duration) -> ApiError {
+        let elected = self.published.led_since();
+        let lost = elected.saturating_sub(2 * self.config.election);
+        if started > lost && started < elected {
+            return ApiError::TimeoutDueToLeaderFail;
+        }
+        let own = self.identity.member;
+        let connected = |id| {
+            id == own
+                || self
+                    .peers
+                    .active_since(id)
+                    .is_some_and(|since| since < started)
+        };
+        let leader = self.published.leader();
+        let reached = if leader.is_none() {
+            true
+        } else if leader == own {
+            let members = self.shared.members();
+            let up = members.members().filter(|member| connected(member.id));
+            up.count() > members.members().len() / 2
+        } else {
+            connected(leader)
+        };
+        if reached {
+            ApiError::Timeout
+        } else {
+            ApiError::TimeoutDueToConnectionLost
+        }
+    }
+
+    /// Wakes those who wait for another leader.
+    pub(crate) fn leader_changed(&self) {
+        *self.leaders.lock().expect("no holder of this lock panics") += 1;
+        self.leader_came.notify_all();
+    }
+
+    /// Waits until somebody else leads, or the member stops; whether somebody does.
+    pub(crate) fn wait_for_other_leader(&self, patience: Duration) -> bool {
+        let leaders = self.leaders.lock().expect("no holder of this lock panics");
+        let waits = |_: &mut u64| {
+            let leader = self.published.leader();
+            (leader.is_none() || leader == self.identity.member) && !self.is_killed()
+        };
+        let (_leaders, timeout) = self
+            .leader_came
+            .wait_timeout_while(leaders, patience, waits)
+            .expect("no holder of this lock panics");
+        !timeout.timed_out()
+    }
+
+    /// Everybody else, with their peer URLs.
+    pub(crate) fn other_members(&self, members: &Membership) -> Vec<(MemberId, Vec<String>)> {
+        members
+            .members()
+            .filter(|member| member.id != self.identity.member)
+            .map(|member| (member.id, member.peer_urls.clone()))
+            .collect()
     }
 
     pub(crate) fn is_killed(&self) -> bool {
@@ -190,6 +282,7 @@ impl Links {
     /// Lets nothing more into any mailbox, and throws away what is there.
     pub(crate) fn close_all(&self) {
         self.became_ready.notify_all();
+        self.leader_changed();
         self.consensus.close_and_discard();
         self.log.close_and_discard();
         self.apply.close_and_discard();

@@ -1,11 +1,12 @@
-//! The log thread: takes all writes that wait, one write and one sync for all of them.
+//! The log thread: takes all writes that wait, one write and one sync for all of them. A [`Logger`] is
+//! what it does, a turn at a time.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use keelson_proto::entry::{ConfState, HardState};
-use keelson_wal::{SnapshotMark, Wal};
+use keelson_proto::entry::{ConfState, HardState, Snapshot};
+use keelson_wal::{Preparer, SnapFiles, SnapshotMark, Wal};
 
 use crate::core::{Append, Input};
 use crate::links::Links;
@@ -28,41 +29,58 @@ pub(crate) enum LogRequest {
     },
 }
 
-/// Runs until the mailbox is closed and empty. The log is closed with it.
-pub(crate) fn run(links: &Arc<Links>, wal: Wal, hard_state: HardState) {
-    let mut thread = Thread {
-        links,
-        wal,
-        hard_state,
-    };
-    if let Err(error) = thread.run() {
-        links.fail(&error.into());
-    }
-}
-
-struct Thread<'a> {
-    links: &'a Arc<Links>,
+/// What the thread does.
+pub(crate) struct Logger {
+    links: Arc<Links>,
     wal: Wal,
     /// The last one that was written.
     hard_state: HardState,
 }
 
-impl Thread<'_> {
-    fn run(&mut self) -> Result<(), keelson_wal::Error> {
+impl Logger {
+    pub(crate) fn new(links: Arc<Links>, wal: Wal, hard_state: HardState) -> Logger {
+        Logger {
+            links,
+            wal,
+            hard_state,
+        }
+    }
+
+    /// The log's helper, which makes the next segment ready; for a thread of its own. Without one the log
+    /// makes its segments itself.
+    pub(crate) fn preparer(&mut self) -> Preparer {
+        self.wal.preparer()
+    }
+
+    /// Runs until the mailbox is closed and empty. The log is closed with it.
+    pub(crate) fn run(mut self) {
+        if let Err(error) = self.work() {
+            self.links.fail(&error.into());
+        }
+    }
+
+    fn work(&mut self) -> Result<(), keelson_wal::Error> {
         let mut requests = Vec::new();
         while self.links.log.take(&mut requests, None) == Taken::Some {
-            self.write(&mut requests)?;
+            self.turn(&mut requests)?;
         }
         Ok(())
     }
 
-    fn write(&mut self, requests: &mut Vec<LogRequest>) -> Result<(), keelson_wal::Error> {
+    /// Writes what came.
+    pub(crate) fn turn(
+        &mut self,
+        requests: &mut Vec<LogRequest>,
+    ) -> Result<(), keelson_wal::Error> {
         let mut upto = None;
         let mut must_sync = false;
         let mut entries = 0;
         for request in requests.drain(..) {
             match request {
                 LogRequest::Append(append) => {
+                    if let Some(snapshot) = &append.snapshot {
+                        self.take_snapshot(snapshot, append.hard_state)?;
+                    }
                     self.wal.append(append.hard_state, &append.entries)?;
                     self.hard_state = append.hard_state.unwrap_or(self.hard_state);
                     must_sync |= append.must_sync;
@@ -100,6 +118,23 @@ impl Thread<'_> {
         }
         drop(self.links.consensus.push_always(Input::Synced { upto }, 0));
         Ok(())
+    }
+
+    /// Begins again behind a snapshot of the leader: first its `.snap` file, then the mark.
+    fn take_snapshot(
+        &mut self,
+        snapshot: &Snapshot,
+        hard_state: Option<HardState>,
+    ) -> Result<(), keelson_wal::Error> {
+        let links = &self.links;
+        SnapFiles::new(links.env.files.clone(), &links.config.snap_dir()).save(snapshot)?;
+        self.hard_state = hard_state.unwrap_or(self.hard_state);
+        self.wal.append(hard_state, &[])?;
+        let mark = SnapshotMark {
+            index: snapshot.index,
+            term: snapshot.term,
+        };
+        self.mark(mark, &snapshot.conf_state)
     }
 
     /// Records a snapshot, and lets go of what lies before it.

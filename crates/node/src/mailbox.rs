@@ -106,6 +106,11 @@ impl<T> Mailbox<T> {
         }
     }
 
+    /// Whether an item of this weight would be let in now.
+    pub fn would_take(&self, weight: u64) -> bool {
+        self.has_room(&self.lock(), weight)
+    }
+
     /// Adds an item if there is room. Never blocks: for serving threads.
     ///
     /// # Errors

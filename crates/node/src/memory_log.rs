@@ -12,6 +12,15 @@ use keelson_raft::{Storage, StorageError};
 
 use crate::budget;
 
+/// How much of what is applied is kept for others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// The usual budget.
+    Usual,
+    /// A larger one: a member is getting a snapshot, and will need what comes behind it.
+    Held,
+}
+
 /// The synced end of the log.
 #[derive(Clone, Debug)]
 pub struct MemoryLog {
@@ -22,6 +31,8 @@ pub struct MemoryLog {
     entries: VecDeque<Entry>,
     /// Of the entries' data.
     bytes: u64,
+    /// Up to here the state has it.
+    applied: LogIndex,
     /// Up to here nothing is kept that is applied.
     outdated: LogIndex,
 }
@@ -45,6 +56,7 @@ impl MemoryLog {
             before,
             entries: VecDeque::new(),
             bytes: 0,
+            applied: before.0,
             outdated: LogIndex(0),
         };
         log.append(&entries);
@@ -85,20 +97,39 @@ impl MemoryLog {
         self.hard_state = hard_state;
     }
 
+    /// Notes the configuration as applied.
+    pub fn set_conf_state(&mut self, conf_state: ConfState) {
+        self.conf_state = conf_state;
+    }
+
+    /// Starts over behind a snapshot.
+    pub fn restore(&mut self, snapshot: &Snapshot) {
+        self.before = (snapshot.index, snapshot.term);
+        self.entries.clear();
+        self.bytes = 0;
+        self.applied = self.applied.max(snapshot.index);
+        self.conf_state = snapshot.conf_state.clone();
+    }
+
     /// Says that no other member may be sent the entries up to here: they are of a form that it may not
     /// read. They are dropped as soon as they are applied.
     pub fn set_outdated(&mut self, upto: LogIndex) {
         self.outdated = upto;
     }
 
-    /// Drops applied entries, oldest first, that the budget does not allow to keep, or that are
-    /// outdated.
-    pub fn trim(&mut self, applied: LogIndex) {
+    /// Notes what is applied, and drops such entries, oldest first, that the budget does not allow
+    /// to keep, or that are outdated.
+    pub fn trim(&mut self, applied: LogIndex, keep: Keep) {
+        self.applied = self.applied.max(applied);
+        let (bytes_max, entries_max) = match keep {
+            Keep::Usual => (budget::RAFT_LOG_BYTES, budget::RAFT_LOG_ENTRIES),
+            Keep::Held => (budget::RAFT_LOG_HELD_BYTES, budget::RAFT_LOG_HELD_ENTRIES),
+        };
         while let Some(entry) = self.entries.front()
             && entry.index <= applied
             && (entry.index <= self.outdated
-                || self.bytes > budget::RAFT_LOG_BYTES
-                || applied.0 - entry.index.0 >= budget::RAFT_LOG_ENTRIES)
+                || self.bytes > bytes_max
+                || applied.0 - entry.index.0 >= entries_max)
         {
             self.bytes -= entry.data.len() as u64;
             self.before = (entry.index, entry.term);
@@ -170,8 +201,18 @@ impl Storage for MemoryLog {
             .map_or(self.before.0, |entry| entry.index)
     }
 
+    /// Where the state is: whoever sends it makes it of a later state, never of an earlier one.
     fn snapshot(&self) -> Result<Snapshot, StorageError> {
-        Err(StorageError::SnapshotTemporarilyUnavailable)
+        let index = self.applied;
+        match self.term(index) {
+            Ok(term) if index > LogIndex(0) => Ok(Snapshot {
+                index,
+                term,
+                conf_state: self.conf_state.clone(),
+                ..Snapshot::default()
+            }),
+            _ => Err(StorageError::SnapshotTemporarilyUnavailable),
+        }
     }
 }
 
@@ -209,10 +250,10 @@ mod tests {
     #[test]
     fn only_applied_entries_are_trimmed_and_only_past_the_budget() {
         let mut log = log((11..31).map(|index| entry(index, 1, 1 << 20)).collect());
-        log.trim(LogIndex(12));
+        log.trim(LogIndex(12), Keep::Usual);
         assert_eq!(log.first_index(), LogIndex(13));
         assert_eq!(log.bytes(), 18 << 20);
-        log.trim(LogIndex(30));
+        log.trim(LogIndex(30), Keep::Usual);
         assert_eq!(log.bytes(), budget::RAFT_LOG_BYTES);
         assert_eq!(log.first_index(), LogIndex(15));
         assert_eq!(log.term(LogIndex(14)), Ok(Term(1)));

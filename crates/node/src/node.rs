@@ -12,23 +12,31 @@ use keelson_proto::request::STACK_BYTES;
 use keelson_proto::rpc::etcdserverpb::InternalRaftRequest;
 use keelson_store::Shared;
 use keelson_store::lease::Ticks;
+use keelson_wal::Preparer;
 
 use crate::apply::{Applier, ApplyRequest};
 use crate::boot::{Booted, boot};
 use crate::commit::Commits;
+use crate::consensus::Consensus;
 use crate::core::{Core, Input, Options};
+use crate::duty::DutyWorker;
 use crate::links::{Links, Parts};
+use crate::log::Logger;
 use crate::mailbox::Refused;
 use crate::snapshot::Snapshots;
 use crate::stats::Stats;
 use crate::ticket::{Asker, Outbox, Reply};
-use crate::{
-    Barrier, Config, Env, Error, NoPeers, Peers, Replies, Ticket, Watchers, budget, consensus,
-    duty, log,
-};
+use crate::{Barrier, Config, Env, Error, NoPeers, Peers, Replies, Ticket, Watchers, budget};
 
 /// The stack of threads that decode no requests, in bytes.
 const SMALL_STACK_BYTES: usize = 2 << 20;
+
+/// How long the log is kept for a member that got a snapshot: it asks for what came meanwhile.
+///
+/// # Source
+///
+/// `spec/formats.md` 4.2.
+const HOLD_AFTER_SNAPSHOT: Duration = Duration::from_secs(30);
 
 /// Something that a member is told to do outside of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +47,8 @@ pub enum Order {
     Defragment,
     /// Hand leadership over. Not answered: [`Node::status`] shows it.
     MoveLeader(MemberId),
+    /// Say how far the members are; answered with [`Reply::Progress`].
+    Progress,
 }
 
 /// How a member stands.
@@ -93,6 +103,42 @@ struct Inner {
     threads: Mutex<Threads>,
 }
 
+/// What the threads do, one each.
+pub(crate) struct Workers {
+    pub(crate) log: Logger,
+    pub(crate) commits: Commits,
+    pub(crate) applier: Applier,
+    pub(crate) consensus: Consensus,
+    pub(crate) duty: DutyWorker,
+}
+
+impl Workers {
+    fn new(links: &Arc<Links>, booted: Booted) -> Result<Workers, Error> {
+        let core = new_core(links, &booted)?;
+        let Booted {
+            wal,
+            hard_state,
+            opened,
+            replay_to,
+            start,
+            leaves_old_log,
+            ..
+        } = booted;
+        let mut applier = Applier::new(links.clone(), opened.store, replay_to, start.index);
+        if leaves_old_log {
+            applier.leave_old_log();
+        }
+        let snapshots = Snapshots::new(&links.config, links.env.files.clone(), start.index);
+        Ok(Workers {
+            log: Logger::new(links.clone(), wal, hard_state),
+            commits: Commits::new(links.clone(), opened.committer, snapshots),
+            applier,
+            consensus: Consensus::new(links.clone(), core),
+            duty: DutyWorker::new(links.clone()),
+        })
+    }
+}
+
 /// A running member. Clones are the same member; when the last one is dropped without
 /// [`Node::stop`], the threads end as by [`Node::kill`].
 #[derive(Clone)]
@@ -127,6 +173,21 @@ impl Node {
         watchers: Arc<dyn Watchers>,
         peers: Arc<dyn Peers>,
     ) -> Result<Node, Error> {
+        let (node, mut workers) = Node::assemble(config, env, replies, watchers, peers)?;
+        let preparer = workers.log.preparer();
+        // Should one of the threads not start, dropping the node ends the others.
+        node.start_threads(workers, preparer)?;
+        Ok(node)
+    }
+
+    /// A member, and what its threads do.
+    pub(crate) fn assemble(
+        config: Config,
+        env: Env,
+        replies: Arc<dyn Replies>,
+        watchers: Arc<dyn Watchers>,
+        peers: Arc<dyn Peers>,
+    ) -> Result<(Node, Workers), Error> {
         tracing::info!(bytes = budget::WRITE_BYTES, "memory for writes is bounded");
         let booted = boot(&config, &env)?;
         let parts = Parts {
@@ -139,54 +200,37 @@ impl Node {
             peers,
         };
         let links = Arc::new(Links::new(parts, booted.last));
+        for (member, urls) in links.other_members(booted.opened.store.members()) {
+            links.peers.add(member, &urls);
+        }
         let node = Node {
             inner: Arc::new(Inner {
                 links: links.clone(),
                 threads: Mutex::default(),
             }),
         };
-        // Should one of the threads not start, dropping the node ends the others.
-        node.start_threads(&links, booted)?;
-        Ok(node)
+        let workers = Workers::new(&links, booted)?;
+        Ok((node, workers))
     }
 
-    fn start_threads(&self, links: &Arc<Links>, booted: Booted) -> Result<(), Error> {
-        let env = &links.env;
-        let core = new_core(links, &booted)?;
-        let Booted {
-            mut wal,
-            hard_state,
-            opened,
-            replay_to,
-            start,
-            leaves_old_log,
-            ..
-        } = booted;
+    fn start_threads(&self, workers: Workers, preparer: Preparer) -> Result<(), Error> {
+        let env = &self.links().env;
+        let Workers {
+            log,
+            commits,
+            applier,
+            consensus,
+            duty,
+        } = workers;
         let mut threads = self.threads();
-
-        let preparer = wal.preparer();
         threads.prepare =
             Some(env.spawn("wal-prepare", SMALL_STACK_BYTES, move || preparer.run())?);
-        let of = links.clone();
-        let body = move || log::run(&of, wal, hard_state);
-        threads.log = Some(env.spawn("log", SMALL_STACK_BYTES, body)?);
-
-        let snapshots = Snapshots::new(&links.config, env.files.clone(), start.index);
-        let commits = Commits::new(links.clone(), opened.committer, snapshots);
+        threads.log = Some(env.spawn("log", SMALL_STACK_BYTES, move || log.run())?);
         threads.commit = Some(env.spawn("commit", SMALL_STACK_BYTES, move || commits.run())?);
-
-        let mut applier = Applier::new(links.clone(), opened.store, replay_to, start.index);
-        if leaves_old_log {
-            applier = applier.leave_old_log();
-        }
         threads.apply = Some(env.spawn("apply", STACK_BYTES, move || applier.run())?);
-
-        let of = links.clone();
-        let body = move || consensus::run(&of, core);
-        threads.consensus = Some(env.spawn("consensus", SMALL_STACK_BYTES, body)?);
-
-        let of = links.clone();
-        threads.duty = Some(env.spawn("duty", SMALL_STACK_BYTES, move || duty::run(&of))?);
+        threads.consensus =
+            Some(env.spawn("consensus", SMALL_STACK_BYTES, move || consensus.run())?);
+        threads.duty = Some(env.spawn("duty", SMALL_STACK_BYTES, move || duty.run())?);
         Ok(())
     }
 
@@ -197,7 +241,7 @@ impl Node {
             .expect("no holder of this lock panics")
     }
 
-    fn links(&self) -> &Arc<Links> {
+    pub(crate) fn links(&self) -> &Arc<Links> {
         &self.inner.links
     }
 
@@ -246,6 +290,13 @@ impl Node {
         }
     }
 
+    /// What to say of a request that began at `started`, by the member's clock, and has had no answer in
+    /// its time.
+    #[must_use]
+    pub fn timeout_error(&self, started: Duration) -> ApiError {
+        self.links().timeout_error(started)
+    }
+
     /// Gives an order; its answer comes to the ticket, if there is one.
     ///
     /// # Errors
@@ -269,17 +320,19 @@ impl Node {
                 .consensus
                 .push_always(Input::TransferLeader(to), 0)
                 .is_ok(),
+            Order::Progress => match ticket {
+                Some(ticket) => links
+                    .consensus
+                    .push_always(Input::Progress(ticket), 0)
+                    .is_ok(),
+                None => true,
+            },
         };
         if taken {
             Ok(())
         } else {
             Err(ApiError::Stopped)
         }
-    }
-
-    /// Hands over a message of another member.
-    pub fn step(&self, message: keelson_proto::message::Message) {
-        drop(self.links().consensus.try_push(Input::Step(message), 0));
     }
 
     /// How the member stands.
@@ -394,11 +447,12 @@ impl Node {
         }
     }
 
-    /// Stops in order: takes nothing in any more, lets consensus end, applies what is committed, brings
-    /// everything into the file, and closes the log. Returns when all threads have ended, however often
+    /// Stops in order: hands leadership over, takes nothing in any more, lets consensus end, applies what
+    /// is committed, brings everything into the file, and closes the log. Returns when all threads have ended, however often
     /// and by whomever it is called; not to be called from [`Env::failed`].
     pub fn stop(&self) {
         let links = self.links();
+        self.hand_over();
         links.stopping.store(true, Ordering::SeqCst);
         let mut threads = self.threads();
         links.duty.close();
@@ -413,6 +467,38 @@ impl Node {
         join(&mut threads.log);
         join(&mut threads.prepare);
         refuse_waiters(links);
+    }
+
+    /// Hands leadership to the voter that has been connected for longest, and waits for that, at most
+    /// for as long as an election takes: the others are to have a leader at once. Nothing happens where
+    /// this member does not lead, or nobody else can.
+    pub fn hand_over(&self) {
+        let links = self.links();
+        if !self.is_leader() || links.is_stopping() {
+            return;
+        }
+        let members = links.shared.members();
+        let own = links.identity.member;
+        let others = members.voters().map(|member| member.id);
+        let since = |id| links.peers.active_since(id).map(|since| (since, id));
+        let Some((_, to)) = others.filter(|id| *id != own).filter_map(since).min() else {
+            return;
+        };
+        tracing::info!(
+            "local-member-id" = %own,
+            "transferee-member-id" = %to,
+            "leadership transfer starting"
+        );
+        drop(links.consensus.push_always(Input::TransferLeader(to), 0));
+        if links.wait_for_other_leader(links.config.election) {
+            tracing::info!(
+                "local-member-id" = %own,
+                "new-leader-member-id" = %links.published.leader(),
+                "leadership transfer finished"
+            );
+        } else {
+            tracing::warn!("local-member-id" = %own, "leadership transfer failed");
+        }
     }
 
     /// Ends all threads where they stand, without a commit or a flush, as a crash of the process would;
@@ -473,13 +559,19 @@ fn new_core(links: &Links, booted: &Booted) -> Result<Core, Error> {
     raft.election_tick = config.election_ticks();
     raft.pre_vote = config.pre_vote;
     raft.max_committed_size_per_ready = budget::APPLYING_BYTES;
-    let patience = config.request_timeout().as_millis() / config.heartbeat.as_millis().max(1);
+    raft.max_uncommitted_entries_size = budget::UNCOMMITTED_BYTES;
+    raft.max_inflight_bytes = budget::INFLIGHT_BYTES;
+    let ticks = |time: Duration| {
+        let ticks = time.as_millis() / config.heartbeat.as_millis().max(1);
+        u64::try_from(ticks).unwrap_or(u64::MAX)
+    };
     let options = Options {
         raft,
         replay_to: booted.replay_to,
         campaign_at_once: config.election_at_once,
-        patience_ticks: u64::try_from(patience).unwrap_or(u64::MAX),
+        patience_ticks: ticks(config.request_timeout()),
         first_context: links.proposals.next_id().0,
+        hold_ticks: ticks(HOLD_AFTER_SNAPSHOT),
     };
     let random = links.env.random.clone();
     let draw = Box::new(move |bound: u32| {

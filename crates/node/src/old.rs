@@ -4,7 +4,6 @@ use keelson_proto::entry::{Entry, EntryKind};
 use keelson_proto::ids::LogIndex;
 use keelson_proto::raw_v2;
 use keelson_store::Opened;
-use keelson_store::member::Membership;
 use keelson_store::v2json::Dump;
 use keelson_wal::{SnapFiles, SnapshotMark};
 
@@ -56,14 +55,14 @@ pub(crate) fn mend_membership(
     let (applied, _) = opened.store.applied();
     entries.retain(|entry| entry.index <= applied);
     let mirror = opened.store.members().clone();
-    let members = Membership::from_v2(dump, &entries, &mirror);
+    let mended = opened.store.mend_members(dump, &entries);
     for member in mirror.members() {
-        if members.member(member.id).is_none() {
+        if opened.store.members().member(member.id).is_none() {
             tracing::warn!(
                 "removed-member-id" = %member.id,
                 "the database lists a member that was removed; it is taken out"
             );
         }
     }
-    Ok(opened.store.replace_members(members))
+    Ok(mended)
 }

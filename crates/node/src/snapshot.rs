@@ -9,14 +9,17 @@ use std::time::Duration;
 
 use keelson_proto::entry::Snapshot;
 use keelson_proto::ids::LogIndex;
+use keelson_proto::message::Message;
 use keelson_store::v2json::{self, Dump};
 use keelson_store::{Boundary, Durable};
 use keelson_wal::purge::{InUse, purge};
 use keelson_wal::{Files, SnapFiles, SnapshotMark};
 
+use crate::core::Input;
+use crate::human::HumanBytes;
 use crate::links::Links;
 use crate::log::LogRequest;
-use crate::{Config, Error};
+use crate::{Config, Error, OutgoingSnapshot};
 
 /// Entries between two snapshots, unless the operator says otherwise.
 ///
@@ -63,6 +66,13 @@ impl Snapshots {
         self.take(links, &durable.boundary)
     }
 
+    /// A snapshot of the leader has taken the file's place; its `.snap` file and its mark are there.
+    pub(crate) fn installed(&mut self, index: LogIndex) -> Result<(), Error> {
+        self.last = self.last.max(index);
+        self.files.release_databases(index)?;
+        Ok(())
+    }
+
     fn take(&mut self, links: &Links, boundary: &Boundary) -> Result<(), Error> {
         tracing::info!(
             "local-member-id" = %links.identity.member,
@@ -106,6 +116,16 @@ impl Snapshots {
     }
 }
 
+/// What consensus keeps of a boundary.
+fn snapshot_of(boundary: &Boundary) -> Snapshot {
+    Snapshot {
+        data: dump(boundary).encode().into(),
+        conf_state: boundary.conf_state.clone(),
+        index: boundary.index,
+        term: boundary.term,
+    }
+}
+
 /// Writes the `.snap` file of a boundary that the database holds; the log is yet to be told.
 pub(crate) fn save(
     files: &Arc<dyn Files>,
@@ -113,13 +133,38 @@ pub(crate) fn save(
     boundary: &Boundary,
 ) -> Result<(), Error> {
     let files = SnapFiles::new(files.clone(), &config.snap_dir());
-    files.save(&Snapshot {
-        data: dump(boundary).encode().into(),
-        conf_state: boundary.conf_state.clone(),
-        index: boundary.index,
-        term: boundary.term,
-    })?;
+    files.save(&snapshot_of(boundary))?;
     Ok(())
+}
+
+/// Sends the file to a member: `message` with what the file holds, which is never behind what raft has
+/// counted on.
+pub(crate) fn send(links: &Arc<Links>, mut message: Message, durable: &Durable) {
+    let boundary = &durable.boundary;
+    message.snapshot = Some(Box::new(snapshot_of(boundary)));
+    let to = message.to;
+    let size = durable.read.size();
+    tracing::info!(
+        from = %links.identity.member,
+        to = %to,
+        bytes = size,
+        size = %HumanBytes(size),
+        "snapshot-index" = boundary.index.0,
+        "sending merged snapshot"
+    );
+    let of = links.clone();
+    let report = move |delivered: bool| {
+        if !delivered {
+            tracing::warn!(to = %to, "failed to send merged snapshot");
+        }
+        let input = Input::SnapshotSent { to, delivered };
+        drop(of.consensus.push_always(input, 0));
+    };
+    links.peers.send_snapshot(OutgoingSnapshot::new(
+        message,
+        durable.clone(),
+        Box::new(report),
+    ));
 }
 
 /// The membership as of a boundary, as etcd 3.5 and 3.6 read it.

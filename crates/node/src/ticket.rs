@@ -8,6 +8,8 @@ use keelson_proto::ApiError;
 use keelson_proto::ids::RequestId;
 use keelson_store::{Durable, EventRange, Outcome};
 
+use crate::core::PeerProgress;
+
 /// A place in a serving thread where an answer is waited for. What it means is the serving side's
 /// business: an answer to a ticket that was given up finds another generation there and is dropped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -32,6 +34,8 @@ pub enum Reply {
     Done,
     /// An order was not carried out, and why: nothing was changed.
     Failed(String),
+    /// How far the members are, by what this one knows as their leader; empty if it does not lead.
+    Progress(Vec<PeerProgress>),
     /// The request will not be applied, or nobody knows whether it will.
     Refused(ApiError),
 }
@@ -47,6 +51,7 @@ impl std::fmt::Debug for Reply {
                 .finish(),
             Reply::Done => f.write_str("Done"),
             Reply::Failed(reason) => f.debug_tuple("Failed").field(reason).finish(),
+            Reply::Progress(progress) => f.debug_tuple("Progress").field(progress).finish(),
             Reply::Refused(error) => f.debug_tuple("Refused").field(error).finish(),
         }
     }
@@ -63,6 +68,16 @@ pub trait Replies: Send + Sync + 'static {
 pub trait Watchers: Send + Sync + 'static {
     /// The records that a batch made.
     fn events(&self, batch: EventRange);
+
+    /// A simple token is this user's from now on. Called in the order of the log with
+    /// [`Watchers::tokens_revoked`], before whoever logged in is answered.
+    fn token_assigned(&self, user: &str, token: &str) {
+        let _ = (user, token);
+    }
+
+    /// The state went on to this revision by a snapshot of the leader: no batch brings what lies between,
+    /// and every watcher reads it from the file.
+    fn restored(&self, revision: i64);
 
     /// Simple tokens of this user, or of every user, are void.
     fn tokens_revoked(&self, user: Option<&str>) {
@@ -121,36 +136,76 @@ pub struct Waiter {
 /// Requests that were proposed on this member and wait for being applied.
 #[derive(Debug, Default)]
 pub(crate) struct Waiters {
-    waiting: Mutex<BTreeMap<RequestId, Waiter>>,
+    waiting: Mutex<Waiting>,
+}
+
+/// Each with the time at which it is given up. Ids rise with time, so in each of the two those come
+/// first that are given up first.
+#[derive(Debug, Default)]
+struct Waiting {
+    requests: BTreeMap<RequestId, (Waiter, Duration)>,
+    /// Changes of the membership are waited for much longer.
+    changes: BTreeMap<RequestId, (Waiter, Duration)>,
+}
+
+impl Waiting {
+    fn remove(&mut self, id: RequestId) -> Option<Waiter> {
+        let found = self.requests.remove(&id);
+        let found = found.or_else(|| self.changes.remove(&id));
+        found.map(|(waiter, _)| waiter)
+    }
 }
 
 impl Waiters {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<RequestId, Waiter>> {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().expect("no holder of this lock panics")
     }
 
-    /// Adds a request, before it is proposed.
-    pub(crate) fn insert(&self, id: RequestId, waiter: Waiter) {
-        self.lock().insert(id, waiter);
+    /// Adds a request, before it is proposed; nobody waits for it past `until`.
+    pub(crate) fn insert(&self, id: RequestId, waiter: Waiter, until: Duration) {
+        self.lock().requests.insert(id, (waiter, until));
+    }
+
+    /// Adds a change of the membership.
+    pub(crate) fn insert_change(&self, id: RequestId, waiter: Waiter, until: Duration) {
+        self.lock().changes.insert(id, (waiter, until));
     }
 
     pub(crate) fn remove(&self, id: RequestId) -> Option<Waiter> {
-        self.lock().remove(&id)
+        self.lock().remove(id)
+    }
+
+    /// Takes out those that nobody waits for any more.
+    pub(crate) fn expire(&self, now: Duration) -> Vec<Waiter> {
+        let mut waiting = self.lock();
+        let Waiting { requests, changes } = &mut *waiting;
+        let mut expired = Vec::new();
+        for waiting in [requests, changes] {
+            while let Some(first) = waiting.first_entry()
+                && first.get().1 <= now
+            {
+                expired.push(first.remove().0);
+            }
+        }
+        expired
     }
 
     /// Takes out those of a batch, in its order.
     pub(crate) fn take(&self, ids: &[Option<RequestId>], out: &mut Vec<Option<Waiter>>) {
         let mut waiting = self.lock();
-        out.extend(ids.iter().map(|id| id.and_then(|id| waiting.remove(&id))));
+        out.extend(ids.iter().map(|id| id.and_then(|id| waiting.remove(id))));
     }
 
     /// Takes out all, at the end.
     pub(crate) fn drain(&self) -> Vec<Waiter> {
-        std::mem::take(&mut *self.lock()).into_values().collect()
+        let Waiting { requests, changes } = std::mem::take(&mut *self.lock());
+        let all = requests.into_values().chain(changes.into_values());
+        all.map(|(waiter, _)| waiter).collect()
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.lock().len()
+        let waiting = self.lock();
+        waiting.requests.len() + waiting.changes.len()
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use keelson_node::{Env, Node, Watchers};
 use keelson_proto::ids::MemberId;
@@ -323,6 +323,15 @@ impl Watchers for Told {
     fn events(&self, batch: EventRange) {
         self.changed.notify_waiters();
         self.watching.events(batch);
+    }
+
+    fn token_assigned(&self, user: &str, token: &str) {
+        self.tokens.add(token.into(), user.into(), Instant::now());
+    }
+
+    fn restored(&self, revision: i64) {
+        self.changed.notify_waiters();
+        self.watching.restored(revision);
     }
 
     fn tokens_revoked(&self, user: Option<&str>) {

@@ -65,10 +65,19 @@ pub(crate) struct Numbers {
     pub(crate) events: u64,
 }
 
+/// What apply tells a thread.
+#[derive(Clone)]
+enum News {
+    /// The records of a batch.
+    Events(EventRange),
+    /// The state went on to this revision by a snapshot of the leader.
+    Restored(i64),
+}
+
 struct Hub {
     /// Whether batches are wanted.
     open: AtomicBool,
-    inbox: Mutex<Vec<EventRange>>,
+    inbox: Mutex<Vec<News>>,
     arrived: Notify,
     core: Mutex<Core>,
 }
@@ -286,12 +295,21 @@ impl Watching {
 impl Watching {
     /// Leaves a batch for each thread that has watchers; called by apply.
     pub(crate) fn events(&self, batch: EventRange) {
+        self.tell(&News::Events(batch));
+    }
+
+    /// Tells each thread that has watchers that they lag behind this revision; called by apply.
+    pub(crate) fn restored(&self, revision: i64) {
+        self.tell(&News::Restored(revision));
+    }
+
+    fn tell(&self, news: &News) {
         for hub in self
             .threads
             .iter()
             .filter(|hub| hub.open.load(Ordering::SeqCst))
         {
-            lock(&hub.inbox).push(batch.clone());
+            lock(&hub.inbox).push(news.clone());
             hub.arrived.notify_one();
         }
     }
@@ -310,10 +328,13 @@ impl Hub {
         let watching = &state.watching;
         let (begun, before) = (Instant::now(), watching.events.load(Ordering::Relaxed));
         let Core { shard, streams, .. } = &mut *core;
-        for batch in &batches {
-            shard.events(batch, &mut |target, revision, events| {
-                live(state, streams, target, revision, events)
-            });
+        for news in &batches {
+            match news {
+                News::Events(batch) => shard.events(batch, &mut |target, revision, events| {
+                    live(state, streams, target, revision, events)
+                }),
+                News::Restored(revision) => shard.skip_to(*revision),
+            }
         }
         // Other threads may have sent some meanwhile: what is told of one event is no more exact.
         let sent = watching.events.load(Ordering::Relaxed) - before;

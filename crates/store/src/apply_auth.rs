@@ -65,7 +65,14 @@ impl Store {
     ) -> Result<Applied, ApiError> {
         self.auth.authenticate(&login.name)?;
         let token = format!("{}.{}", login.simple_token, entry.index);
-        Ok(done(Outcome::Auth(AuthOutcome::Authenticated { token })))
+        let assigned = Effect::AssignToken {
+            user: login.name.clone(),
+            token: token.clone(),
+        };
+        Ok(Applied {
+            outcome: Outcome::Auth(AuthOutcome::Authenticated { token }),
+            effects: smallvec![assigned],
+        })
     }
 
     fn change_auth(&mut self, request: &InternalRaftRequest) -> Result<Option<Applied>, ApiError> {

@@ -7,7 +7,7 @@ use smallvec::{SmallVec, smallvec};
 
 use crate::Store;
 use crate::apply::stop;
-use crate::member::{Change, LEARNERS_MAX, VersionSet};
+use crate::member::{Change, VersionSet};
 use crate::outcome::{Applied, Effect, Outcome};
 use crate::row::RowError;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ impl Store {
             Ok(decoded) => decoded,
             Err(error) => return stop(entry, &error.to_string()),
         };
-        let outcome = match self.members.check(&decoded, LEARNERS_MAX) {
+        let outcome = match self.members.check(&decoded, self.learners_max) {
             Ok(()) => {
                 let mut rows = Vec::new();
                 Arc::make_mut(&mut self.members).apply(decoded, &mut rows);

@@ -281,6 +281,27 @@ impl Committer {
         Ok(durable)
     }
 
+    /// Goes over to the file of another committer, which was opened beside this one; the old file closes
+    /// with its last reader. A compaction of the old file is given up: the new one has its own marks.
+    ///
+    /// Readers see the new file when [`Store::take_over`](crate::Store::take_over) shows it: until then
+    /// nothing may be committed.
+    pub fn take_over(&mut self, fresh: Committer) {
+        let Committer {
+            db,
+            path,
+            options,
+            boundary,
+            ..
+        } = fresh;
+        self.db = db;
+        self.path = path;
+        self.options = options;
+        self.boundary = boundary;
+        self.running = None;
+        self.publish_sizes();
+    }
+
     /// Rows that compactions have removed from the file since the start.
     #[must_use]
     pub fn compacted_rows(&self) -> u64 {

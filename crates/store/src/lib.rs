@@ -44,7 +44,7 @@ pub use error::Error;
 pub use keelson_bolt::Step as CommitStep;
 pub use outcome::{Answer, Applied, AuthOutcome, Effect, OpOutcome, Outcome};
 pub use pin::Pin;
-pub use restore::{OpenOptions, Opened, open, open_db};
+pub use restore::{OpenOptions, Opened, open, open_db, position};
 pub use revision::{BucketKey, Revision};
 pub use shared::{Shared, Sizes};
 pub use store::{Quota, Store};

@@ -22,9 +22,6 @@ pub use json::{conf_state_from_json, conf_state_to_json};
 
 const VERSION_KEY: &[u8] = b"clusterVersion";
 const DOWNGRADE_KEY: &[u8] = b"downgrade";
-/// How many learners a cluster may have (`--max-learners`); all members must agree on it.
-pub(crate) const LEARNERS_MAX: usize = 1;
-
 const REMOVED: &[u8] = b"removed";
 
 /// A member, as stored and as sent to others.
@@ -465,7 +462,11 @@ impl Membership {
     /// [`Membership::check`] refuses change nothing, nor do those that do not decode: they stop the
     /// member when they are applied, with a better text.
     #[must_use]
-    pub fn after<'a>(&self, entries: impl IntoIterator<Item = &'a Entry>) -> Membership {
+    pub fn after<'a>(
+        &self,
+        entries: impl IntoIterator<Item = &'a Entry>,
+        learners_max: usize,
+    ) -> Membership {
         let mut after = self.clone();
         let changes = entries
             .into_iter()
@@ -473,7 +474,7 @@ impl Membership {
             .filter_map(|entry| ConfChange::decode(entry.data.clone()).ok())
             .filter_map(|change| Change::decode(&change).ok());
         for change in changes {
-            if after.check(&change, LEARNERS_MAX).is_ok() {
+            if after.check(&change, learners_max).is_ok() {
                 after.apply(change, &mut Vec::new());
             }
         }

@@ -30,6 +30,9 @@ const OLDEST: Version = Version::new(3, 5, 0);
 /// No store gets further: at one revision a nanosecond this takes 146 years.
 const REVISION_MAX: i64 = 1 << 62;
 
+/// How many learners a cluster may have, unless the operator says otherwise.
+const LEARNERS_MAX: usize = 1;
+
 /// How a store is opened.
 #[derive(Clone, Debug)]
 pub struct OpenOptions {
@@ -150,6 +153,7 @@ pub fn open_db(db: Db, path: Option<&Path>, options: &OpenOptions) -> Result<Ope
         pending: Pending::default(),
         unfinished_compactions: 0,
         quota: options.quota,
+        learners_max: LEARNERS_MAX,
         ops: OpCounts::default(),
         now: Ticks::default(),
         shared,
@@ -171,6 +175,25 @@ pub fn open_db(db: Db, path: Option<&Path>, options: &OpenOptions) -> Result<Ope
         missing_leases: loaded.missing_leases,
         stray_tombstones: loaded.stray_tombstones,
     })
+}
+
+/// Which entry a file is at, without rebuilding anything: a first look at a file that came from
+/// elsewhere.
+///
+/// # Errors
+///
+/// What the engine says of the file, and rows of `meta` that are not what they must be.
+pub fn position(path: &Path) -> Result<(LogIndex, Term), Error> {
+    let options = Options {
+        read_only: true,
+        ..OpenOptions::bolt()
+    };
+    let db = Db::open(path, options)?;
+    let read = db.begin_read()?;
+    let meta = Meta::read(&read)?;
+    drop(read);
+    db.close()?;
+    Ok((meta.index, meta.term))
 }
 
 fn create_buckets(db: &Db) -> Result<(), Error> {

@@ -244,6 +244,26 @@ impl Shared {
         }
     }
 
+    /// Shows the state of another store in place of this one's. What is read at a revision is the same in
+    /// both, but for what was compacted: so that is published first, and breaks the pins below it.
+    pub(crate) fn take_over(&self, fresh: &Shared, swap_index: impl FnOnce()) {
+        self.publish_compaction(fresh.compact_revision().max(self.compact_revision()));
+        self.break_pins(fresh.compact_revision());
+        swap_index();
+        self.view.store(fresh.view());
+        std::mem::swap(&mut *self.leases_mut(), &mut *fresh.leases_mut());
+        std::mem::swap(&mut *self.deadlines(), &mut *fresh.deadlines());
+        self.auth.store(fresh.auth());
+        self.members.store(fresh.members());
+        self.alarms.store(fresh.alarms());
+        self.storage_version
+            .store(fresh.storage_version.load_full());
+        self.set_tail_bytes(0);
+        self.publish_revision(fresh.revision());
+        let (index, term) = fresh.applied();
+        self.publish_applied(index, term);
+    }
+
     pub(crate) fn publish_revision(&self, revision: i64) {
         // Who sends batches looks afterwards at whether anybody wants them, and who begins to want them
         // looks afterwards at this: one of the two must see the other.

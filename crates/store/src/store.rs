@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use keelson_proto::entry::ConfState;
+use keelson_proto::entry::{ConfState, Entry};
 use keelson_proto::ids::{LeaseId, LogIndex, Term};
 use semver::Version;
 
@@ -15,6 +15,7 @@ use crate::member::Membership;
 use crate::record::{self, Peek};
 use crate::row::RowChange;
 use crate::tail::{Boundary, EventRange, Sealed, Tail};
+use crate::v2json::Dump;
 use crate::{Error, OpCounts, Revision, Shared, quota, schema};
 
 /// The space that requests may take.
@@ -65,6 +66,8 @@ pub struct Store {
     /// Compactions that the commit thread has not reported finished.
     pub(crate) unfinished_compactions: usize,
     pub(crate) quota: Quota,
+    /// How many learners the cluster may have.
+    pub(crate) learners_max: usize,
     pub(crate) ops: OpCounts,
     /// The moment for deadlines of leases, which are no part of the replicated state.
     pub(crate) now: Ticks,
@@ -104,7 +107,7 @@ impl Store {
     }
 
     /// Whether a release before 3.6 keeps the membership elsewhere, so that the one in the file is not
-    /// to be trusted: see [`Membership::from_v2`].
+    /// to be trusted: see [`Store::mend_members`].
     #[must_use]
     pub fn mirrors_membership(&self) -> bool {
         let version = self.members.version();
@@ -112,9 +115,18 @@ impl Store {
             && version.is_some_and(|version| *version < Version::new(3, 6, 0))
     }
 
-    /// Puts another membership, as of the last applied entry, in place of the one in the file; whether
-    /// they differ. For the start of a member, before the first entry.
-    pub fn replace_members(&mut self, members: Membership) -> bool {
+    /// The membership after the configuration changes among these entries, which are the next ones: see
+    /// [`Membership::after`].
+    #[must_use]
+    pub fn members_after<'a>(&self, entries: impl IntoIterator<Item = &'a Entry>) -> Membership {
+        self.members.after(entries, self.learners_max)
+    }
+
+    /// Makes the membership anew from a dump of the v2 store and the entries between it and the last
+    /// applied one, and puts it in place of the one in the file; whether they differ. For the start of
+    /// a member whose file [mirrors](Store::mirrors_membership) it, before the first entry.
+    pub fn mend_members(&mut self, dump: Dump, entries: &[Entry]) -> bool {
+        let members = Membership::from_v2(dump, entries, &self.members, self.learners_max);
         let rows = members.rows_after(&self.members);
         if rows.is_empty() {
             return false;
@@ -165,6 +177,66 @@ impl Store {
         self.shared.add_sealed_bytes(sealed.bytes());
         self.shared.set_tail_bytes(0);
         sealed
+    }
+
+    /// Takes the state of another store, that of a snapshot of the leader, in place of its own. Readers go
+    /// on with what they have: records of revisions that both states know are the same in both, and those
+    /// that the new one has compacted are refused. Leases have no deadlines until they are promoted.
+    ///
+    /// # Panics
+    ///
+    /// If the other one is behind: a snapshot never goes back.
+    pub fn take_over(&mut self, fresh: Store) {
+        assert!(
+            fresh.applied.0 >= self.applied.0 && fresh.revision >= self.revision,
+            "a snapshot never goes back: {} to {}, revision {} to {}",
+            self.applied.0,
+            fresh.applied.0,
+            self.revision,
+            fresh.revision
+        );
+        let Store {
+            index,
+            tail,
+            auth,
+            members,
+            alarms,
+            conf_state,
+            applied,
+            revision,
+            compact_revision,
+            scheduled_compact,
+            storage_version,
+            pending,
+            unfinished_compactions,
+            quota,
+            learners_max,
+            ops: _,
+            now: _,
+            shared,
+        } = fresh;
+        let own = &mut self.index;
+        self.shared.take_over(&shared, || own.take_over(&index));
+        self.tail = tail;
+        self.auth = auth;
+        self.members = members;
+        self.alarms = alarms;
+        self.conf_state = conf_state;
+        self.applied = applied;
+        self.revision = revision;
+        self.compact_revision = compact_revision;
+        self.scheduled_compact = scheduled_compact;
+        self.storage_version = storage_version;
+        self.pending = pending;
+        self.unfinished_compactions = unfinished_compactions;
+        self.quota = quota;
+        self.learners_max = learners_max;
+    }
+
+    /// Says how many learners the cluster may have; 1 unless this is called. It must be the same on all
+    /// members, as it decides what becomes of entries.
+    pub fn set_learners_max(&mut self, learners_max: usize) {
+        self.learners_max = learners_max;
     }
 
     /// Prunes one slice of a compaction; to be called between batches.

@@ -109,6 +109,8 @@ impl Replayer {
         let at = self.replay.at;
         self.last_index = entry.index;
         let Some(ahead) = entry.index.0.checked_sub(at.index.0).filter(|n| *n > 0) else {
+            // What followed the entry that it replaces is void, too, though a snapshot covers this one.
+            self.replay.entries.clear();
             return Ok(());
         };
         let entries = &mut self.replay.entries;

@@ -288,6 +288,32 @@ fn what_follows_the_end_of_a_torn_log_is_cleared_for_good() {
 }
 
 #[test]
+fn entries_behind_one_that_was_replaced_are_void_though_a_snapshot_covers_it() {
+    let files: Arc<dyn Files> = Arc::new(MemFiles::default());
+    let dir = Path::new("wal");
+    let mut wal = Wal::create(files.clone(), dir, metadata(), options(1 << 20)).unwrap();
+    let of_term = |index, term| Entry {
+        term: Term(term),
+        ..entry(index, 10)
+    };
+    let old: Vec<Entry> = (1..=9).map(|index| of_term(index, 1)).collect();
+    wal.append(None, &old).unwrap();
+    // Another leader replaces what was never committed, and a snapshot is taken at its last entry.
+    wal.append(Some(state(5)), &[of_term(4, 2), of_term(5, 2)])
+        .unwrap();
+    wal.commit(true).unwrap();
+    let mark = SnapshotMark {
+        index: LogIndex(5),
+        term: Term(2),
+    };
+    wal.save_snapshot(mark, &conf_state()).unwrap();
+    drop(wal);
+    let (_wal, replay) = Wal::open(files, dir, mark, options(1 << 20)).unwrap();
+    assert_eq!(replay.entries, []);
+    assert!(replay.snapshot_found);
+}
+
+#[test]
 fn a_last_segment_without_a_head_is_given_one() {
     let dir = Path::new("/wal");
     let files = Arc::new(MemFiles::new());

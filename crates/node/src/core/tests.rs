@@ -20,6 +20,7 @@ fn options(replay_to: u64) -> Options {
         campaign_at_once: true,
         patience_ticks: 70,
         first_context: 1_000,
+        hold_ticks: 300,
     }
 }
 
@@ -58,6 +59,13 @@ fn propose(id: u64, data: &'static str) -> Input {
             physical: false,
         }),
     })
+}
+
+fn changes(index: u64, change: ConfChange) -> Input {
+    Input::ConfChange {
+        index: LogIndex(index),
+        change: change.into(),
+    }
 }
 
 /// A core with what it has asked for and not been answered.
@@ -285,10 +293,7 @@ fn a_new_log_makes_its_member_a_voter_by_its_first_entry() {
     let mut bench = Bench::new(options(1), log, 0);
     assert!(!bench.core.view().only_voter);
     assert_eq!(bench.apply.drain(..).len(), 1);
-    bench.give([
-        Input::ConfChange(change),
-        Input::Applied { index: LogIndex(1) },
-    ]);
+    bench.give([changes(1, change), Input::Applied { index: LogIndex(1) }]);
     assert!(bench.core.view().only_voter);
     bench.settle();
     assert!(bench.core.view().leads);
@@ -299,7 +304,7 @@ fn a_new_log_makes_its_member_a_voter_by_its_first_entry() {
 fn a_refused_configuration_change_changes_nothing() {
     let mut bench = Bench::lone();
     bench.settle();
-    bench.give([Input::ConfChange(ConfChange::default())]);
+    bench.give([changes(2, ConfChange::default())]);
     assert!(bench.core.view().only_voter);
 }
 
@@ -318,7 +323,7 @@ fn adding_a_voter_ends_the_rule_of_one() {
     })]);
     bench.sync(1);
     assert_eq!(bench.apply.len(), 1);
-    bench.give([Input::ConfChange(change)]);
+    bench.give([changes(2, change)]);
     bench.apply_all();
     assert!(!bench.core.view().only_voter);
     bench.give([propose(2, "x")]);

@@ -110,22 +110,6 @@ fn a_directory_in_use_is_refused() {
 }
 
 #[test]
-fn a_new_cluster_of_several_members_is_not_supported_yet() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut config = config(dir.path());
-    let other = ("m2".to_owned(), vec!["http://127.0.0.1:2382".to_owned()]);
-    config.initial_cluster.push(other);
-    let Err(error) = Rig::try_start(config.clone()) else {
-        panic!("it started")
-    };
-    assert_eq!(
-        error.to_string(),
-        "a new cluster of several members is not supported yet"
-    );
-    assert!(!config.wal_dir().exists(), "nothing was made");
-}
-
-#[test]
 fn a_torn_end_of_the_log_is_cut_off() {
     let dir = tempfile::tempdir().unwrap();
     let rig = Rig::start(config(dir.path()));

@@ -8,3 +8,5 @@ mod faults;
 mod lives;
 mod rig;
 mod snapshots;
+mod stepped;
+mod tokens;

@@ -93,6 +93,10 @@ impl Replies for Desk {
 }
 
 impl Watchers for Desk {
+    fn restored(&self, revision: i64) {
+        panic!("no snapshot was sent, but the state went on to {revision}");
+    }
+
     fn events(&self, batch: EventRange) {
         self.events.lock().unwrap().push((batch.from, batch.to));
         self.happened.notify_all();

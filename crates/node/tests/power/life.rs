@@ -63,6 +63,10 @@ impl Replies for Desk {
 }
 
 impl Watchers for Desk {
+    fn restored(&self, revision: i64) {
+        panic!("no snapshot was sent, but the state went on to {revision}");
+    }
+
     fn events(&self, _batch: EventRange) {}
 }
 

@@ -1,7 +1,5 @@
 //! Users, roles and logins. All of them go through the log, questions too.
 
-use std::time::Instant;
-
 use keelson_proto::ApiError;
 use keelson_proto::rpc::etcdserverpb::{
     AuthDisableRequest, AuthDisableResponse, AuthEnableRequest, AuthEnableResponse,
@@ -75,6 +73,9 @@ macro_rules! questions {
 
 changes! {
     enable(AuthEnableRequest) as "AuthEnable" in auth_enable -> AuthEnableResponse,
+    disable(AuthDisableRequest) as "AuthDisable" in auth_disable -> AuthDisableResponse,
+    user_delete(AuthUserDeleteRequest) as "AuthUserDelete" in auth_user_delete
+        -> AuthUserDeleteResponse,
     user_grant_role(AuthUserGrantRoleRequest) as "AuthUserGrantRole" in auth_user_grant_role
         -> AuthUserGrantRoleResponse,
     user_revoke_role(AuthUserRevokeRoleRequest) as "AuthUserRevokeRole" in auth_user_revoke_role
@@ -97,18 +98,6 @@ questions! {
         -> AuthRoleGetResponse { perm: Role.permissions },
     role_list(AuthRoleListRequest) as "AuthRoleList" in auth_role_list
         -> AuthRoleListResponse { roles: Roles.names },
-}
-
-pub(super) async fn disable(call: &Call, request: AuthDisableRequest) -> Result<Answer, Status> {
-    let request = InternalRaftRequest {
-        auth_disable: Some(request),
-        ..InternalRaftRequest::default()
-    };
-    propose(call, "AuthDisable", request).await?;
-    call.state.tokens.forget_all();
-    Ok(Answer::message(&AuthDisableResponse {
-        header: Some(call.header_now()),
-    }))
 }
 
 pub(super) async fn status(call: &Call, request: AuthStatusRequest) -> Result<Answer, Status> {
@@ -154,10 +143,9 @@ pub(super) async fn authenticate(
         };
         if call.shared().auth().revision() != revision {
             // The user may have another password by now.
+            tracing::info!("revision when password checked became stale; retrying");
             continue;
         }
-        let tokens = &call.state.tokens;
-        tokens.add(token.clone(), request.name, Instant::now());
         return Ok(Answer::message(&AuthenticateResponse {
             header: Some(call.header_now()),
             token,
@@ -186,22 +174,6 @@ pub(super) async fn user_add(
     }))
 }
 
-pub(super) async fn user_delete(
-    call: &Call,
-    request: AuthUserDeleteRequest,
-) -> Result<Answer, Status> {
-    let name = request.name.clone();
-    let request = InternalRaftRequest {
-        auth_user_delete: Some(request),
-        ..InternalRaftRequest::default()
-    };
-    propose(call, "AuthUserDelete", request).await?;
-    call.state.tokens.forget_user(&name);
-    Ok(Answer::message(&AuthUserDeleteResponse {
-        header: Some(call.header_now()),
-    }))
-}
-
 pub(super) async fn user_change_password(
     call: &Call,
     mut request: AuthUserChangePasswordRequest,
@@ -209,13 +181,11 @@ pub(super) async fn user_change_password(
     if !request.password.is_empty() {
         request.hashed_password = hashed(call, std::mem::take(&mut request.password)).await?;
     }
-    let name = request.name.clone();
     let request = InternalRaftRequest {
         auth_user_change_password: Some(request),
         ..InternalRaftRequest::default()
     };
     propose(call, "AuthUserChangePassword", request).await?;
-    call.state.tokens.forget_user(&name);
     Ok(Answer::message(&AuthUserChangePasswordResponse {
         header: Some(call.header_now()),
     }))

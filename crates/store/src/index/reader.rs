@@ -80,6 +80,11 @@ impl IndexReader {
         }
     }
 
+    /// Exchanges the content with another index's.
+    pub(super) fn swap(&self, other: &IndexReader) {
+        std::mem::swap(&mut *self.write(), &mut *other.write());
+    }
+
     pub(super) fn read(&self) -> RwLockReadGuard<'_, Tree> {
         self.tree.read().unwrap_or_else(PoisonError::into_inner)
     }

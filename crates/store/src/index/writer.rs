@@ -203,6 +203,13 @@ impl IndexWriter {
         Pruner::new(compact_main)
     }
 
+    /// Takes the content of another index in place of its own; readers of this one see it from then on. A scan that
+    /// is on its way goes on in it: what it has found and what it finds are of one moment only if nothing that it
+    /// reads was compacted in between.
+    pub fn take_over(&mut self, fresh: &IndexWriter) {
+        self.reader.swap(&fresh.reader);
+    }
+
     /// Checks every invariant of the structure. Costs O(n): for tests.
     ///
     /// # Panics

@@ -35,8 +35,12 @@ impl Membership {
     /// The membership by a dump of the v2 store and the entries after it; versions are those of the
     /// file, which are as `mirror` has them. Ids that are removed by the file stay so, unless a member
     /// has one.
-    #[must_use]
-    pub fn from_v2(dump: Dump, entries: &[Entry], mirror: &Membership) -> Membership {
+    pub(crate) fn from_v2(
+        dump: Dump,
+        entries: &[Entry],
+        mirror: &Membership,
+        learners_max: usize,
+    ) -> Membership {
         let members = dump.members.into_iter().map(Member::from);
         let mut membership = Membership {
             members: members.map(|member| (member.id, member)).collect(),
@@ -47,7 +51,7 @@ impl Membership {
         for entry in entries {
             match entry.kind {
                 EntryKind::Normal => membership.take_attributes(entry),
-                EntryKind::ConfChange => membership = membership.after([entry]),
+                EntryKind::ConfChange => membership = membership.after([entry], learners_max),
                 EntryKind::ConfChangeV2 => {}
             }
         }

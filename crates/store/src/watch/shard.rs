@@ -267,6 +267,30 @@ impl Shard {
         self.last = batch.to;
     }
 
+    /// Notes that the state went on to a revision without batches, by a snapshot of the leader: every
+    /// watcher that had everything so far lags from there on.
+    pub fn skip_to(&mut self, revision: i64) {
+        if revision <= self.last {
+            return;
+        }
+        let next = self.last + 1;
+        self.last = revision;
+        for watcher in self
+            .slots
+            .iter_mut()
+            .filter_map(|slot| slot.watcher.as_mut())
+        {
+            if watcher.phase != Phase::Synced {
+                continue;
+            }
+            watcher.next = watcher.next.max(next);
+            if watcher.next <= revision {
+                watcher.phase = Phase::Queued;
+                self.queue.push_back(watcher.target.handle);
+            }
+        }
+    }
+
     /// Hands out the events of one revision.
     fn revision(
         &mut self,

@@ -1,0 +1,11 @@
+//! Clusters of members in one process, with a network in memory: elections, replication, reads,
+//! snapshots, changes of the membership, and what is left when links are cut and members die.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+mod elections;
+mod membership;
+mod net;
+mod replication;
+mod rig;
+mod snapshots;
