@@ -14,7 +14,7 @@ use keelson_proto::rpc::etcdserverpb::{
     LeaseRevokeRequest, alarm_request::AlarmAction,
 };
 use keelson_proto::rpc::membershippb::{
-    Attributes, ClusterMemberAttrSetRequest, ClusterVersionSetRequest,
+    Attributes, ClusterMemberAttrSetRequest, ClusterVersionSetRequest, DowngradeInfoSetRequest,
 };
 use keelson_store::lease::{CHECKPOINTS_PER_REQUEST, EXPIRED_PER_CHECK, EXPIRY_CHECK_EVERY};
 use keelson_store::member::Membership;
@@ -55,6 +55,8 @@ pub(crate) enum DutyEvent {
 enum Action {
     Publish,
     SetVersion(Version),
+    /// Every member is of the version that the cluster was to be downgraded to.
+    EndDowngrade,
     /// Look at the deadlines of leases.
     Leases,
     Compact(i64),
@@ -139,7 +141,7 @@ impl Duties {
                     .done(now, matches!(result, Ok(()) | Err(ApiError::Compacted)));
             }
             DutyEvent::Done(
-                Duty::ClusterVersion | Duty::LeaseRevoke | Duty::LeaseCheckpoint,
+                Duty::ClusterVersion | Duty::Downgrade | Duty::LeaseRevoke | Duty::LeaseCheckpoint,
                 _,
             ) => {}
         }
@@ -159,6 +161,10 @@ impl Duties {
             actions.extend(
                 self.wanted_version(facts.membership)
                     .map(Action::SetVersion),
+            );
+            actions.extend(
+                self.is_downgraded(facts.membership)
+                    .then_some(Action::EndDowngrade),
             );
         }
         if now >= self.leases_at {
@@ -211,6 +217,16 @@ impl Duties {
             Some(version) if downgrade.enabled && wanted < *version => Some(wanted),
             Some(_) => None,
         }
+    }
+
+    /// Whether a downgrade is on and complete: every member announces its target. What others announce
+    /// is not known here, so only a lone member ends it.
+    fn is_downgraded(&self, membership: &Membership) -> bool {
+        let downgrade = membership.downgrade();
+        let own = Version::new(self.version.major, self.version.minor, 0);
+        downgrade.enabled
+            && membership.members().len() == 1
+            && Version::parse(&downgrade.target_version).is_ok_and(|target| target == own)
     }
 }
 
@@ -290,6 +306,7 @@ impl DutyWorker {
         match action {
             Action::Publish => self.publish(),
             Action::SetVersion(version) => self.set_version(&version, membership),
+            Action::EndDowngrade => self.end_downgrade(membership),
             Action::Leases => self.leases(),
             Action::Compact(revision) => self.compact(revision),
             Action::End => self.end(),
@@ -330,6 +347,21 @@ impl DutyWorker {
             ..InternalRaftRequest::default()
         };
         self.propose(request, Duty::Publish);
+    }
+
+    fn end_downgrade(&self, membership: &Membership) {
+        tracing::info!(
+            "cluster-version" = membership.downgrade().target_version,
+            "the cluster has been downgraded"
+        );
+        let request = InternalRaftRequest {
+            downgrade_info_set: Some(DowngradeInfoSetRequest {
+                enabled: false,
+                ver: String::new(),
+            }),
+            ..InternalRaftRequest::default()
+        };
+        self.propose(request, Duty::Downgrade);
     }
 
     fn set_version(&self, version: &Version, membership: &Membership) {

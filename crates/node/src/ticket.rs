@@ -103,6 +103,8 @@ pub enum Duty {
     Publish,
     /// Set the cluster's version.
     ClusterVersion,
+    /// End a downgrade that is complete.
+    Downgrade,
     /// Revoke a lease that has expired.
     LeaseRevoke,
     /// Write down what is left of leases.
@@ -117,6 +119,7 @@ impl Duty {
         match self {
             Duty::Publish => "ClusterMemberAttrSet",
             Duty::ClusterVersion => "ClusterVersionSet",
+            Duty::Downgrade => "DowngradeInfoSet",
             Duty::LeaseRevoke => "LeaseRevoke",
             Duty::LeaseCheckpoint => "LeaseCheckpoint",
             Duty::Compaction => "Compaction",
