@@ -100,6 +100,8 @@ pub struct Config {
     pub pre_vote: bool,
     /// Learners that the cluster may have.
     pub max_learners: u32,
+    /// The member goes on as the only one of the cluster in its data directory.
+    pub force_new_cluster: bool,
 
     /// Operations in one transaction.
     pub max_txn_ops: u32,
@@ -231,6 +233,7 @@ impl Default for Config {
             strict_reconfig_check: true,
             pre_vote: true,
             max_learners: 1,
+            force_new_cluster: false,
             max_txn_ops: 128,
             max_request_bytes: 1_572_864,
             max_concurrent_streams: u32::MAX,
