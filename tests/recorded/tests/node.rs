@@ -9,11 +9,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use flate2::read::GzDecoder;
+use keelson_bolt::Db;
 use keelson_node::{Config, Env, Error, Node, Replies, Reply, Ticket, Watchers};
 use keelson_proto::entry::EntryKind;
+use keelson_proto::ids::MemberId;
 use keelson_proto::raw_v2;
 use keelson_recorded::data_folder;
-use keelson_store::{EventRange, hash};
+use keelson_store::{EventRange, OpenOptions, hash};
 use keelson_wal::RealFiles;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -144,17 +146,24 @@ fn directories_of_single_members_start_and_hold_what_they_held() -> Result<()> {
     Ok(())
 }
 
-/// Waits for what a member knows without its peers: everything that its log says is committed.
-fn wait_replayed(node: &Node) -> Result<()> {
+/// Starts a member without its peers, and waits until it has applied what its log says is committed.
+fn start_alone(dir: &Path) -> Result<Node> {
+    let wal = dir.join("member/wal");
+    let marks = keelson_wal::valid_snapshots(&RealFiles, &wal)?;
+    let at = marks.last().copied().unwrap_or_default();
+    let state = keelson_wal::read(&RealFiles, &wal, at)?.hard_state;
+    let committed = state.context("a hard state")?.commit;
+    let node = start(dir)?;
     let deadline = Instant::now() + PATIENCE;
-    loop {
-        let status = node.status();
-        if status.applied.0 > 0 && status.applied >= status.committed {
-            return Ok(());
-        }
-        ensure!(Instant::now() < deadline, "not replayed: {status:?}");
+    while node.status().applied < committed {
+        ensure!(
+            Instant::now() < deadline,
+            "not replayed: {:?}",
+            node.status()
+        );
         std::thread::yield_now();
     }
+    Ok(node)
 }
 
 /// Each member of a cluster, without its peers: it holds what the cluster held, and does not lead.
@@ -165,8 +174,7 @@ fn run_member(version: &str, member: &str, reopened: &str) -> Result<()> {
     tar::Archive::new(GzDecoder::new(archive)).unpack(dir.path())?;
     let expected = expected(&folder)?;
     for round in 0..2 {
-        let node = start(dir.path())?;
-        wait_replayed(&node)?;
+        let node = start_alone(dir.path())?;
         compare(&node, &expected[reopened]).with_context(|| format!("start {round}"))?;
         ensure!(!node.is_leader(), "one of three leads alone");
         if round == 0 {
@@ -214,6 +222,48 @@ fn directories_of_3_5_start_hold_what_they_held_and_leave_their_log_behind() -> 
         let dir = run("3.5", variant).with_context(|| variant.to_owned())?;
         old_log_is_left_behind(dir.path()).with_context(|| variant.to_owned())?;
     }
+    Ok(())
+}
+
+/// Some patches of 3.5 left members that were removed in the database, and learners that were promoted.
+#[test]
+fn what_3_5_left_wrong_in_its_database_is_mended() -> Result<()> {
+    let folder = data_folder()?.join("etcd/3.5/cluster3");
+    let expected = expected(&folder)?;
+    let dir = tempfile::tempdir()?;
+    let archive = File::open(folder.join("m1.tar.gz"))?;
+    tar::Archive::new(GzDecoder::new(archive)).unpack(dir.path())?;
+    let db = dir.path().join("member/snap/db");
+    let mut found = Vec::new();
+    for round in 0..2 {
+        if round == 0 {
+            let mut file = Db::open(&db, OpenOptions::bolt())?;
+            let mut tx = file.begin_write()?;
+            let mut members = tx.bucket_mut(b"members")?;
+            let zombie = br#"{"id":9,"peerURLs":["http://127.0.0.1:9"],"name":"zombie"}"#;
+            members.put(b"9", zombie)?;
+            let key = b"9e737febb6b99eee";
+            let row = members.get(key)?.context("m2 is a member")?;
+            let row = String::from_utf8(row.to_vec())?
+                .replace(r#","name""#, r#","isLearner":true,"name""#);
+            ensure!(row.contains("isLearner"), "{row}");
+            members.put(key, row.as_bytes())?;
+            tx.commit()?;
+            file.close()?;
+        }
+        let node = start_alone(dir.path())?;
+        compare(&node, &expected["reopened"]).with_context(|| format!("start {round}"))?;
+        found.push(node.shared().members());
+        node.stop();
+    }
+    for members in found {
+        ensure!(members.voters().count() == 3, "{members:?}");
+        ensure!(members.member(MemberId(9)).is_none(), "{members:?}");
+    }
+    let file = Db::open(&db, OpenOptions::bolt())?;
+    let read = file.begin_read()?;
+    let members = read.bucket(b"members")?.context("the bucket")?;
+    ensure!(members.get(b"9")?.is_none(), "the row is still there");
     Ok(())
 }
 
