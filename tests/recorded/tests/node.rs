@@ -237,7 +237,7 @@ fn what_3_5_left_wrong_in_its_database_is_mended() -> Result<()> {
     let mut found = Vec::new();
     for round in 0..2 {
         if round == 0 {
-            let mut file = Db::open(&db, OpenOptions::bolt())?;
+            let file = Db::open(&db, OpenOptions::bolt())?;
             let mut tx = file.begin_write()?;
             let mut members = tx.bucket_mut(b"members")?;
             let zombie = br#"{"id":9,"peerURLs":["http://127.0.0.1:9"],"name":"zombie"}"#;

@@ -243,7 +243,7 @@ fn a_learner_that_is_made_the_only_member_votes() {
 /// Puts rows about members into the database.
 fn rewrite_members(config: &Config, rows: &[Member]) {
     let options = keelson_store::OpenOptions::bolt();
-    let mut db = keelson_bolt::Db::open(&config.db_path(), options).unwrap();
+    let db = keelson_bolt::Db::open(&config.db_path(), options).unwrap();
     let mut tx = db.begin_write().unwrap();
     let mut members = tx.bucket_mut(b"members").unwrap();
     for member in rows {
