@@ -380,6 +380,7 @@ fn node_config(config: &Checked) -> Result<keelson_node::Config, Error> {
         heartbeat: config.tick(),
         election: Duration::from_millis(config.election_ms),
         pre_vote: config.pre_vote,
+        force_new_cluster: config.force_new_cluster,
         election_at_once: config.initial_election_tick_advance,
         snapshot_count: config
             .is_set("snapshot-count")
@@ -532,7 +533,7 @@ fn log_start(config: &Checked) {
         "wal-dir" = %config.wal_dir.display(),
         "wal-dir-dedicated" = %config.wal_dir.display(),
         "member-dir" = %config.member_dir().display(),
-        "force-new-cluster" = false,
+        "force-new-cluster" = config.force_new_cluster,
         "heartbeat-interval" = ?config.tick(),
         "election-timeout" = ?Duration::from_millis(config.election_ms),
         "initial-election-tick-advance" = config.initial_election_tick_advance,

@@ -7,6 +7,7 @@
 mod apply;
 mod apply_auth;
 mod apply_cluster;
+mod apply_raw;
 mod change;
 mod commit;
 mod compaction;

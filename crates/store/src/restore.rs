@@ -24,6 +24,8 @@ use crate::{BucketKey, Error, OpCounts, Revision, Shared, schema};
 
 /// The newest schema that this release reads and writes.
 const NEWEST: Version = Version::new(3, 7, 0);
+/// The oldest one.
+const OLDEST: Version = Version::new(3, 5, 0);
 
 /// No store gets further: at one revision a nanosecond this takes 146 years.
 const REVISION_MAX: i64 = 1 << 62;
@@ -260,7 +262,8 @@ fn version(value: &[u8]) -> Result<Version, Error> {
     })
 }
 
-/// Files of 3.6 and 3.7 say so; those of 3.5 and older say nothing.
+/// Files of 3.6 and 3.7 say so; those of 3.5 have a term; those of older releases neither, and are
+/// refused, as a new file is not.
 ///
 /// A file of 3.6 or 3.7 does not say so either before its cluster has agreed on a version.
 fn check_version(meta: &Meta, members: &Membership) -> Result<(), Error> {
@@ -273,7 +276,7 @@ fn check_version(meta: &Meta, members: &Membership) -> Result<(), Error> {
         (Some(version), _) if (version.major, version.minor) > (NEWEST.major, NEWEST.minor) => {
             refuse(version)
         }
-        (None, Some(cluster)) if *cluster < Version::new(3, 6, 0) && meta.term.0 > 0 => {
+        (None, Some(cluster)) if *cluster < OLDEST && meta.term.0 == 0 && meta.index.0 > 0 => {
             refuse(cluster)
         }
         _ => Ok(()),
