@@ -17,6 +17,8 @@ struct Told(Mutex<Vec<String>>);
 impl Watchers for Told {
     fn events(&self, _batch: EventRange) {}
 
+    fn restored(&self, _revision: i64) {}
+
     fn token_assigned(&self, user: &str, token: &str) {
         let line = format!("{user} has {token}");
         self.0.lock().unwrap().push(line);
