@@ -24,6 +24,8 @@ struct Shared {
     syncs: Mutex<Syncs>,
     changed: Condvar,
     system: SystemClock,
+    /// Where the system's clock was stopped.
+    stopped: Mutex<Option<Duration>>,
     /// By how much the clock is ahead, in microseconds.
     ahead: AtomicU64,
     /// How much every reading of the clock moves it on, in microseconds.
@@ -80,6 +82,23 @@ impl Faults {
         self.shared.ahead.fetch_add(micros(by), Ordering::SeqCst);
     }
 
+    /// Stops the clock: nothing takes any time until [`Faults::go_on`].
+    pub fn stop_clock(&self) {
+        *self.stopped() = Some(self.shared.system.now());
+    }
+
+    /// Lets the clock go on where the system's is.
+    pub fn go_on(&self) {
+        *self.stopped() = None;
+    }
+
+    fn stopped(&self) -> MutexGuard<'_, Option<Duration>> {
+        self.shared
+            .stopped
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// From now on each reading of the clock moves it on: whatever is measured takes at least so long.
     pub fn step(&self, by: Duration) {
         self.shared.step.store(micros(by), Ordering::SeqCst);
@@ -129,7 +148,8 @@ impl Clock for Faults {
     fn now(&self) -> Duration {
         let step = self.shared.step.load(Ordering::SeqCst);
         let ahead = self.shared.ahead.fetch_add(step, Ordering::SeqCst);
-        self.shared.system.now() + Duration::from_micros(ahead)
+        let system = self.stopped().unwrap_or_else(|| self.shared.system.now());
+        system + Duration::from_micros(ahead)
     }
 
     fn wall(&self) -> Duration {

@@ -19,6 +19,7 @@ use tracing::{info, warn};
 use crate::Error;
 use crate::config::{AutoCompaction, Checked, ClusterState, Gate};
 use crate::http::Early;
+use crate::leader::LeaderLoss;
 use crate::logging::{self, json};
 use crate::metrics::Metrics;
 use crate::peers::{Links, join};
@@ -174,6 +175,7 @@ impl Member {
             tickets,
             metrics,
             draining,
+            leader_loss: LeaderLoss::default(),
         });
         let client_urls = sockets.clients.iter().map(|(_, _, url)| url.clone());
         let mut member = Member {
@@ -264,6 +266,11 @@ impl Member {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn state(&self) -> &State {
+        &self.state
     }
 
     /// The URLs that clients are listened for on, with the ports that are really bound.
@@ -424,6 +431,7 @@ fn node_config(config: &Checked, peers: &Links) -> Result<keelson_node::Config, 
         heartbeat: config.tick(),
         election: Duration::from_millis(config.election_ms),
         pre_vote: config.pre_vote,
+        force_new_cluster: config.force_new_cluster,
         election_at_once: config.initial_election_tick_advance,
         snapshot_count: config
             .is_set("snapshot-count")
@@ -485,6 +493,7 @@ fn settings(config: &Checked) -> Settings {
         quota_backend_bytes: config.quota_backend_bytes,
         bcrypt_cost: bcrypt_cost(config.bcrypt_cost),
         request_timeout: REQUEST_BASE + Duration::from_millis(2 * config.election_ms),
+        election_timeout: Duration::from_millis(config.election_ms),
         slow_apply: config.warning_apply_duration,
         slow_call: config.warning_unary_request_duration,
     }
@@ -576,7 +585,7 @@ fn log_start(config: &Checked) {
         "wal-dir" = %config.wal_dir.display(),
         "wal-dir-dedicated" = %config.wal_dir.display(),
         "member-dir" = %config.member_dir().display(),
-        "force-new-cluster" = false,
+        "force-new-cluster" = config.force_new_cluster,
         "heartbeat-interval" = ?config.tick(),
         "election-timeout" = ?Duration::from_millis(config.election_ms),
         "initial-election-tick-advance" = config.initial_election_tick_advance,

@@ -11,6 +11,8 @@ use keelson_store::Shared;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::grpc::trace::Trace;
+use crate::leader::LeaderLoss;
 use crate::metrics::Metrics;
 use crate::peers::Links;
 use crate::pool::Pool;
@@ -35,6 +37,8 @@ pub(crate) struct State {
     pub(crate) changed: Arc<Notify>,
     /// Cancelled when the member begins to stop: endless streams end then.
     pub(crate) draining: CancellationToken,
+    /// What streams that want a leader end with.
+    pub(crate) leader_loss: LeaderLoss,
     /// Whether the cluster's version was seen to be known: it stays so.
     pub(crate) capable: AtomicBool,
 }
@@ -56,6 +60,8 @@ pub(crate) struct Settings {
     pub(crate) bcrypt_cost: u32,
     /// How long an answer is waited for: 5 s and two election timeouts.
     pub(crate) request_timeout: Duration,
+    /// How often streams that want a leader have a look for one.
+    pub(crate) election_timeout: Duration,
     /// A read that takes longer is warned of.
     pub(crate) slow_apply: Duration,
     /// A unary call that takes longer is warned of; zero never.
@@ -120,8 +126,16 @@ impl State {
             Barrier::Passed => return Ok(()),
             Barrier::Waiting => {}
         }
+        let mut trace = Trace::begin(self, "linearizableReadLoop");
         let error = match self.wait(awaited).await {
-            Some(Reply::Readable) => return Ok(()),
+            Some(Reply::Readable) => {
+                let took = trace.step(self, "applied index is now lower than readState.Index");
+                trace.tell_all_steps(took, |detail| {
+                    let applied = self.node.status().applied;
+                    detail.add("appliedIndex", applied.0);
+                });
+                return Ok(());
+            }
             Some(Reply::Refused(error)) => error,
             Some(_) | None => {
                 self.metrics.slow_read_indexes.inc();

@@ -122,12 +122,15 @@ pub(super) async fn authenticate(
 ) -> Result<Answer, Status> {
     call.read_barrier().await?;
     loop {
-        let (hash, revision) = call.shared().auth().login(&request.name)?;
-        let password = request.password.clone();
-        if !blocking(move || auth::verify(&password, &hash)).await? {
-            tracing::warn!(user = %request.name, "invalid authentication was requested");
-            return Err(ApiError::AuthFailed.into());
-        }
+        let revision = check_password(call, &request).await.inspect_err(|status| {
+            if ApiError::from_text(&status.text) != Some(ApiError::AuthNotEnabled) {
+                tracing::warn!(
+                    user = request.name,
+                    error = status.text.replacen("etcdserver: ", "auth: ", 1),
+                    "invalid authentication was requested"
+                );
+            }
+        })?;
         // The password stays out of the log: whoever applies the entry does not look at it.
         let proposed = InternalRaftRequest {
             authenticate: Some(InternalAuthenticateRequest {
@@ -146,11 +149,27 @@ pub(super) async fn authenticate(
             tracing::info!("revision when password checked became stale; retrying");
             continue;
         }
+        tracing::debug!(
+            "user-name" = request.name,
+            "token-fingerprint" = tokens::fingerprint(&token),
+            "authenticated a user"
+        );
         return Ok(Answer::message(&AuthenticateResponse {
             header: Some(call.header_now()),
             token,
         }));
     }
+}
+
+/// The revision of the auth state that the password was right for.
+async fn check_password(call: &Call, request: &AuthenticateRequest) -> Result<u64, Status> {
+    let (hash, revision) = call.shared().auth().login(&request.name)?;
+    let password = request.password.clone();
+    if blocking(move || auth::verify(&password, &hash)).await? {
+        return Ok(revision);
+    }
+    tracing::info!("user-name" = request.name, "invalid password");
+    Err(ApiError::AuthFailed.into())
 }
 
 pub(super) async fn user_add(
