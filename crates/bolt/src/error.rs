@@ -68,6 +68,9 @@ pub enum Error {
     /// The page size asked for is no power of two between 1 KiB and 16 MiB.
     #[error("page size {0} is not a power of two between 1024 and 16777216")]
     PageSize(u32),
+    /// What was asked of a page cannot be done with it; see [`crate::surgery`].
+    #[error("{0}")]
+    Surgery(String),
     /// A change of this transaction failed half-way; it can only be dropped.
     #[error("tx {tx} had a failed change and cannot be committed")]
     Failed {

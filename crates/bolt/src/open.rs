@@ -84,7 +84,7 @@ pub(crate) fn initialise(storage: &dyn Storage, options: &Options) -> Result<u64
     Ok(bytes.len() as u64)
 }
 
-fn valid_page_size(size: u32) -> bool {
+pub(crate) fn valid_page_size(size: u32) -> bool {
     size.is_power_of_two() && (MIN_PAGE_SIZE..=MAX_PAGE_SIZE).contains(&size)
 }
 

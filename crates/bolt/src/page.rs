@@ -57,7 +57,8 @@ pub(crate) struct Header {
 }
 
 impl Header {
-    fn read(bytes: &[u8]) -> Header {
+    /// Decodes it; the caller has checked that there are sixteen bytes.
+    pub(crate) fn read(bytes: &[u8]) -> Header {
         Header {
             id: PageId(u64_at(bytes, 0)),
             flags: u16_at(bytes, 8),
@@ -153,7 +154,8 @@ pub(crate) struct LeafElement<'a> {
 }
 
 impl<'a> Page<'a> {
-    fn tree(id: PageId, header: Header, bytes: &'a [u8]) -> Result<Page<'a>, Error> {
+    /// Of these bytes; the array of its elements is checked.
+    pub(crate) fn tree(id: PageId, header: Header, bytes: &'a [u8]) -> Result<Page<'a>, Error> {
         let leaf = match header.flags {
             FLAG_LEAF => true,
             FLAG_BRANCH => false,

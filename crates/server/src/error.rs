@@ -17,6 +17,9 @@ pub enum Error {
     /// The member itself does not start, or has failed; the inner error says which class.
     #[error(transparent)]
     Node(#[from] keelson_node::Error),
+    /// Refused: the cluster that was to be begun or joined does not take this member so.
+    #[error("{0}")]
+    Join(String),
     /// Refused: the process may open too few files to serve anybody.
     #[error(
         "file descriptor limit {limit} of etcd process is too low; please set higher than {reserved}"

@@ -14,7 +14,7 @@ use self::array::ArraySet;
 use self::map::MapSet;
 use self::pages::PageSet;
 use self::pending::Pending;
-use crate::page::{FLAG_FREELIST, PAGE_HEADER, Pages, Writer, u64_at};
+use crate::page::{FLAG_FREELIST, Header, PAGE_HEADER, Pages, Writer, u64_at};
 use crate::{Damage, Error, PageId, TxId};
 
 /// From this many numbers on, the count stands in the first number's place.
@@ -365,6 +365,12 @@ pub(crate) fn read_page(pages: Pages<'_>, id: PageId) -> Result<Vec<PageId>, Err
 /// Reads the freelist page `id`: the numbers as they stand there.
 pub(crate) fn read_raw(pages: Pages<'_>, id: PageId) -> Result<Vec<PageId>, Error> {
     let (header, bytes) = pages.raw(id)?;
+    read_ids(header, bytes)
+}
+
+/// The numbers in the freelist page of these bytes, as they stand there.
+pub(crate) fn read_ids(header: Header, bytes: &[u8]) -> Result<Vec<PageId>, Error> {
+    let id = header.id;
     if header.flags != FLAG_FREELIST {
         return Err(Error::corrupt(
             id,
