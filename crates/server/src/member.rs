@@ -1,11 +1,11 @@
 //! A member with its sockets: start and stop, in the order that `INTERNALS.md` 14 fixes.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use keelson_node::{Beginning, Env, Node, Watchers};
+use keelson_node::{Beginning, Env, Node, Removed, Watchers};
 use keelson_proto::ids::MemberId;
 use keelson_store::EventRange;
 use keelson_store::{Quota, auth};
@@ -55,6 +55,7 @@ pub struct Member {
     metrics_serving: Option<Serving>,
     client_urls: Vec<Url>,
     closing: Closing,
+    removed: Arc<AtomicBool>,
     is_down: bool,
 }
 
@@ -118,7 +119,9 @@ impl Member {
     /// # Errors
     ///
     /// As [`Member::start`].
-    pub fn start_in(mut config: Checked, env: Env) -> Result<Member, Error> {
+    pub fn start_in(mut config: Checked, mut env: Env) -> Result<Member, Error> {
+        let removed = Arc::new(AtomicBool::new(false));
+        env.removed = tells(&removed, env.removed);
         // Sockets first: a busy port is seen before anything is written.
         let sockets = bind(&mut config)?;
         let connections_max = connections_max()?;
@@ -144,7 +147,11 @@ impl Member {
             watching: Arc::clone(&watching),
         });
         log_start(&config);
-        let peers = Links::start(config.announced_version(), &config.advertise_peer_urls);
+        let peers = Links::start(
+            config.announced_version(),
+            &config.advertise_peer_urls,
+            Arc::clone(&env.removed),
+        );
         let peers = Arc::new(peers.map_err(|source| Error::Threads {
             what: "the threads for other members",
             source,
@@ -174,6 +181,7 @@ impl Member {
         let mut member = Member {
             client_urls: client_urls.collect(),
             closing: Closing::of(&config),
+            removed,
             is_down: false,
             serving: None,
             metrics_serving: None,
@@ -248,6 +256,9 @@ impl Member {
             if let Some(failure) = self.failure() {
                 return Err(Error::Stopped(failure));
             }
+            if self.is_removed() {
+                return Err(Error::Removed);
+            }
             match self.state.node.wait_ready(READY_EVERY) {
                 Ok(()) if self.state.is_capable() => return Ok(()),
                 Ok(()) => thread::sleep(CAPABLE_EVERY),
@@ -278,6 +289,13 @@ impl Member {
     #[must_use]
     pub fn failure(&self) -> Option<String> {
         self.state.node.failure().map(|failure| failure.to_string())
+    }
+
+    /// Whether the cluster has removed this member: it is to be stopped, and its directory is of no
+    /// more use.
+    #[must_use]
+    pub fn is_removed(&self) -> bool {
+        self.removed.load(Ordering::SeqCst)
     }
 
     /// Stops the member: what clients wait for is given a second, everything that was acknowledged
@@ -335,6 +353,16 @@ impl Drop for Member {
     fn drop(&mut self) {
         self.shut_down(true);
     }
+}
+
+/// Notes that the member was removed, then tells `further`.
+fn tells(removed: &Arc<AtomicBool>, further: Removed) -> Removed {
+    let removed = Arc::clone(removed);
+    Arc::new(move || {
+        if !removed.swap(true, Ordering::SeqCst) {
+            further();
+        }
+    })
 }
 
 /// What the node tells beside its answers.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Method, Request, StatusCode};
-use keelson_node::{Node, OutgoingSnapshot, Peers, Release};
+use keelson_node::{Node, OutgoingSnapshot, Peers, Release, Removed};
 use keelson_proto::ids::MemberId;
 use keelson_proto::message::{Message, MessageKind};
 use semver::Version;
@@ -67,6 +67,16 @@ struct Context {
     own_urls: String,
     /// The node, once it runs; `None` again when it stops.
     node: watch::Sender<Option<Node>>,
+    /// Told that this member is no member any more.
+    removed: Removed,
+}
+
+impl Context {
+    /// Others say that this member was removed; its own log may never tell it.
+    fn was_removed(&self) {
+        tracing::error!("the member has been permanently removed from the cluster");
+        (self.removed)();
+    }
 }
 
 /// One of the others.
@@ -116,7 +126,11 @@ impl Links {
     /// # Errors
     ///
     /// Where the system gives no threads.
-    pub(crate) fn start(version: &'static str, own_urls: &[Url]) -> io::Result<Links> {
+    pub(crate) fn start(
+        version: &'static str,
+        own_urls: &[Url],
+        removed: Removed,
+    ) -> io::Result<Links> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("peers")
@@ -129,6 +143,7 @@ impl Links {
                 version,
                 own_urls: own_urls.join(","),
                 node: watch::Sender::new(None),
+                removed,
             }),
             members: Mutex::default(),
         })
@@ -381,6 +396,10 @@ impl Target {
                 let response = line.send(request).await?;
                 match response.status() {
                     StatusCode::NO_CONTENT => Ok(()),
+                    StatusCode::FORBIDDEN => {
+                        self.context.was_removed();
+                        Err(line::refused(&response))
+                    }
                     _ => Err(line::refused(&response)),
                 }
             };
@@ -413,7 +432,7 @@ impl Target {
                 Ok(response) => self.health.down(self.id, &line::refused(&response)),
                 Err(error) => self.health.down(self.id, &error),
             }
-            if probes % PROBES_A_RELEASE == 0 || !self.is_release_known() {
+            if probes.is_multiple_of(PROBES_A_RELEASE) || !self.is_release_known() {
                 let release = join::release(url, PROBE_PATIENCE).await;
                 *lock(&self.health.release) = Some(match release {
                     Ok(version) => Release::Known(version),

@@ -84,9 +84,10 @@ fn header_text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 
-/// Whether the sender is of this cluster and speaks what we speak; who it is, if it says so.
-fn sender(state: &State, headers: &HeaderMap) -> Result<Option<MemberId>, Response<Body>> {
-    let refuse = |what: &'static str| Err(text(StatusCode::PRECONDITION_FAILED, what));
+/// Whether the sender is of this cluster and speaks what we speak. One that is not known yet is
+/// remembered by what it says of itself.
+fn check_sender(state: &State, headers: &HeaderMap) -> Result<(), Box<Response<Body>>> {
+    let refuse = |code, what: &'static str| Err(Box::new(text(code, what)));
     let release = |name| version_of(header_text(headers, name).unwrap_or(OLDEST));
     let minor = |version: &semver::Version| (version.major, version.minor);
     let own = state.node.config().version.clone();
@@ -99,7 +100,7 @@ fn sender(state: &State, headers: &HeaderMap) -> Result<Option<MemberId>, Respon
             "remote-peer-server-version" = header_text(headers, VERSION).unwrap_or_default(),
             "failed version compatibility check"
         );
-        return refuse("incompatible version\n");
+        return refuse(StatusCode::PRECONDITION_FAILED, "incompatible version\n");
     }
     let theirs = header_text(headers, CLUSTER_ID).unwrap_or_default();
     if theirs != state.node.cluster_id().to_string() {
@@ -108,12 +109,18 @@ fn sender(state: &State, headers: &HeaderMap) -> Result<Option<MemberId>, Respon
             "remote-peer-cluster-id" = theirs,
             "request cluster ID mismatch"
         );
-        return refuse("cluster ID mismatch\n");
+        return refuse(StatusCode::PRECONDITION_FAILED, "cluster ID mismatch\n");
     }
     let from = header_text(headers, FROM).and_then(|id| u64::from_str_radix(id, 16).ok());
     let from = from.map(MemberId);
     if let Some(id) = from
-        && !state.node.is_removed(id)
+        && state.node.is_removed(id)
+    {
+        // It may never have heard of it: whoever removed it does not speak with it any more.
+        let what = "cannot process message from removed member\n";
+        return refuse(StatusCode::FORBIDDEN, what);
+    }
+    if let Some(id) = from
         && id != state.node.member_id()
     {
         let urls = header_text(headers, PEER_URLS).unwrap_or_default();
@@ -122,13 +129,13 @@ fn sender(state: &State, headers: &HeaderMap) -> Result<Option<MemberId>, Respon
         }
         state.peers.heard_of(id, &state.node);
     }
-    Ok(from)
+    Ok(())
 }
 
 /// One message of consensus.
 async fn message(state: &Arc<State>, request: Request<Incoming>) -> Response<Body> {
-    if let Err(response) = sender(state, request.headers()) {
-        return response;
+    if let Err(response) = check_sender(state, request.headers()) {
+        return *response;
     }
     let body = http_body_util::Limited::new(request.into_body(), MESSAGE_MAX);
     let Ok(body) = body.collect().await else {
@@ -150,8 +157,8 @@ async fn message(state: &Arc<State>, request: Request<Incoming>) -> Response<Bod
 
 /// A message, and the database as of it.
 async fn snapshot(state: &Arc<State>, request: Request<Incoming>) -> Response<Body> {
-    if let Err(response) = sender(state, request.headers()) {
-        return response;
+    if let Err(response) = check_sender(state, request.headers()) {
+        return *response;
     }
     let mut body = request.into_body();
     let (message, rest) = match envelope(&mut body).await {
