@@ -39,6 +39,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// Refused: the cluster has removed this member for good.
+    #[error("the member has been permanently removed from the cluster")]
+    Removed,
     /// Failed: the member has stopped by itself, for the reason that it logged.
     #[error("{0}")]
     Stopped(String),

@@ -1,5 +1,5 @@
 //! Data directories that etcd wrote, opened by our store: every recorded answer is ours too.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::path::PathBuf;
 
