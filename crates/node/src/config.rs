@@ -81,16 +81,28 @@ pub struct Config {
     pub max_request_bytes: usize,
     /// `--auto-compaction-mode` and `--auto-compaction-retention`.
     pub auto_compaction: AutoCompaction,
+    /// `--corrupt-check-time`: how often a leader compares all members; `None` for never.
+    pub corrupt_check: Option<Duration>,
+    /// `--compact-hash-check-time`, with the gate `CompactHashCheck`: how often a leader compares the
+    /// hashes of compactions; `None` for never.
+    pub compact_hash_check: Option<Duration>,
     /// `--warning-apply-duration`.
     pub slow_apply: Duration,
     /// How long a compaction waits for somebody who reads what it removes; past it, the answer of
     /// that reader is cut off.
     pub reader_patience: Duration,
+    /// `--force-new-cluster`: the member goes on as the only one of the cluster in its directory, with
+    /// what it knows to be committed. It counts for a directory that has a log; the other members must
+    /// be wiped before they join again.
+    pub force_new_cluster: bool,
     /// `--unsafe-no-fsync`.
     pub unsafe_no_fsync: bool,
     /// The size of a segment of the log, in bytes; etcd's is 64,000,000.
     pub wal_segment_bytes: u64,
-    /// The release whose API this member announces; it becomes the cluster's version.
+    /// The release that this member announces; major and minor count. It becomes the cluster's version,
+    /// and that of the database's schema follows. A member that is to leave the way back to etcd 3.6
+    /// open is held at 3.6. A directory whose cluster or schema is of a later release is refused, as
+    /// etcd of this release does.
     pub version: Version,
 }
 
@@ -119,8 +131,11 @@ impl Config {
             lease_checkpoints: false,
             max_request_bytes: 1_572_864,
             auto_compaction: AutoCompaction::Off,
+            corrupt_check: None,
+            compact_hash_check: None,
             slow_apply: Duration::from_millis(100),
             reader_patience: Duration::from_secs(30),
+            force_new_cluster: false,
             unsafe_no_fsync: false,
             wal_segment_bytes: keelson_wal::SEGMENT_BYTES,
             version: Version::new(3, 7, 0),

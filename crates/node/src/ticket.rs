@@ -103,12 +103,16 @@ pub enum Duty {
     Publish,
     /// Set the cluster's version.
     ClusterVersion,
+    /// End a downgrade.
+    EndDowngrade,
     /// Revoke a lease that has expired.
     LeaseRevoke,
     /// Write down what is left of leases.
     LeaseCheckpoint,
     /// Compact old revisions.
     Compaction,
+    /// Tell that a member is corrupt.
+    CorruptAlarm,
 }
 
 impl Duty {
@@ -117,9 +121,11 @@ impl Duty {
         match self {
             Duty::Publish => "ClusterMemberAttrSet",
             Duty::ClusterVersion => "ClusterVersionSet",
+            Duty::EndDowngrade => "DowngradeInfoSet",
             Duty::LeaseRevoke => "LeaseRevoke",
             Duty::LeaseCheckpoint => "LeaseCheckpoint",
             Duty::Compaction => "Compaction",
+            Duty::CorruptAlarm => "Alarm",
         }
     }
 }

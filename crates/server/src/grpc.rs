@@ -26,13 +26,14 @@ use crate::state::State;
 mod assemble;
 mod auth;
 mod call;
-mod cluster;
+pub(crate) mod cluster;
 mod election;
+mod gzip;
 mod health;
 pub(crate) mod inbound;
 mod kv;
 mod kv_stream;
-mod lease;
+pub(crate) mod lease;
 mod lock;
 mod maintenance;
 pub(crate) mod method;
@@ -48,10 +49,15 @@ mod watch;
 pub(crate) mod watch_response;
 
 pub(crate) use call::Call;
+pub(crate) use cluster as members;
 use inbound::Inbound;
+pub(crate) use maintenance::HASH_COST;
 use method::Method;
 use splice::{Answer, Body};
 use status::Status;
+
+const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
+const GZIP: &[u8] = b"gzip";
 
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
@@ -72,6 +78,10 @@ pub(crate) async fn serve(
         Ok(method) => method,
         Err(status) => return refused(content_type, &status),
     };
+    let wants_gzip = parts
+        .headers
+        .get(GRPC_ENCODING)
+        .is_some_and(|encoding| encoding.as_bytes() == GZIP);
     let started = Instant::now();
     // Of a call on keys, in case that it turns out to take long.
     let mut seen = None;
@@ -111,7 +121,16 @@ pub(crate) async fn serve(
     }
     match result {
         Ok(answer) => {
+            let (answer, is_gzip) = if wants_gzip {
+                Box::pin(gzip::compressed(state, answer)).await
+            } else {
+                (answer, false)
+            };
             let mut response = Response::new(Body::answer(answer, meter));
+            if is_gzip {
+                let encoding = HeaderValue::from_static("gzip");
+                response.headers_mut().insert(GRPC_ENCODING, encoding);
+            }
             response
                 .headers_mut()
                 .insert(header::CONTENT_TYPE, content_type);

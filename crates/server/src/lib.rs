@@ -5,9 +5,11 @@ mod descriptors;
 mod error;
 mod grpc;
 mod http;
+mod leader;
 pub mod logging;
 mod member;
 mod metrics;
+mod peers;
 mod pool;
 mod run;
 mod serving;
@@ -20,3 +22,10 @@ mod watching;
 pub use error::Error;
 pub use member::Member;
 pub use run::serve;
+
+/// The wire tests' client serves the tests of this crate's inside too.
+#[cfg(test)]
+extern crate self as keelson_server;
+#[cfg(test)]
+#[path = "../tests/wire/mod.rs"]
+mod wire;

@@ -3,6 +3,8 @@
 use super::*;
 use crate::ticket::{Asker, Waiter};
 
+mod others;
+
 const ME: MemberId = MemberId(1);
 const OTHER: MemberId = MemberId(2);
 
@@ -74,6 +76,9 @@ struct Bench {
     appends: Vec<Append>,
     apply: Vec<Entry>,
     messages: Vec<Message>,
+    snapshots: Vec<Message>,
+    /// Snapshots that were to be installed; the entries that were to be applied then are gone.
+    install: Vec<LogIndex>,
     readable: Vec<Ticket>,
     unreadable: Vec<Ticket>,
     dropped: Vec<(RequestId, ApiError)>,
@@ -90,6 +95,8 @@ impl Bench {
             appends: Vec::new(),
             apply: Vec::new(),
             messages: Vec::new(),
+            snapshots: Vec::new(),
+            install: Vec::new(),
             readable: Vec::new(),
             unreadable: Vec::new(),
             dropped: Vec::new(),
@@ -108,6 +115,11 @@ impl Bench {
         let out = self.core.handle(inputs).unwrap();
         self.appends.extend(out.appends);
         self.messages.extend(out.messages);
+        self.snapshots.extend(out.snapshots);
+        if let Some(snapshot) = out.install {
+            self.install.push(snapshot.index);
+            self.synced_index = self.synced_index.max(snapshot.index);
+        }
         for entry in &out.apply {
             assert!(
                 entry.index <= self.synced_index,
@@ -464,4 +476,29 @@ fn apply_that_goes_back_is_a_broken_invariant() {
     let mut bench = Bench::lone();
     bench.settle();
     bench.give([Input::Applied { index: LogIndex(0) }]);
+}
+
+#[test]
+fn the_end_of_the_log_is_acknowledged_once_for_each_write() {
+    let mut bench = Bench::lone();
+    bench.settle();
+    for id in 0..3 {
+        bench.give([propose(id, "x")]);
+    }
+    // The first write ends: the commit of it waits for the last one, which acknowledges the end already.
+    bench.sync(1);
+    let acknowledged = |bench: &Bench| -> Vec<u64> {
+        let writing = bench.core.writing.iter();
+        writing
+            .flat_map(|writing| &writing.responses)
+            .filter(|response| response.kind == MessageKind::StorageAppendResp)
+            .map(|response| response.index.0)
+            .collect()
+    };
+    assert_eq!(acknowledged(&bench), [3, 4]);
+    bench.sync(1);
+    assert_eq!(acknowledged(&bench), [4]);
+    bench.settle();
+    assert_eq!(bench.core.view().committed, LogIndex(4));
+    assert_eq!(bench.core.raft.storage().last_index(), LogIndex(4));
 }

@@ -4,8 +4,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use keelson_node::{Order, Reply};
+use keelson_proto::entry::ConfChange;
 use keelson_proto::rpc::etcdserverpb::alarm_request::AlarmAction;
 use keelson_proto::rpc::etcdserverpb::{
     AlarmRequest, AlarmType, InternalRaftRequest, RequestHeader, ResponseHeader,
@@ -14,6 +15,7 @@ use keelson_proto::{ApiError, Code};
 use keelson_store::auth::{self, AuthState, Need, Who};
 use keelson_store::{Outcome, Shared, quota};
 use prometheus::IntGauge;
+use tokio_util::sync::CancellationToken;
 
 use super::method::Method;
 use super::status::Status;
@@ -100,14 +102,24 @@ impl Call {
         self.state
             .metrics
             .client_request(self.method.kind(), counted);
-        let wants_leader = self
-            .metadata
-            .get(HAS_LEADER)
-            .is_some_and(|value| value.as_bytes() == b"true");
-        if wants_leader && !self.state.node.has_leader() {
+        if self.wants_leader() && !self.state.node.has_leader() {
             return Err(ApiError::NoLeader.into());
         }
         Ok(())
+    }
+
+    fn wants_leader(&self) -> bool {
+        let value = self.metadata.get(HAS_LEADER);
+        value.is_some_and(|value| value.as_bytes() == b"true")
+    }
+
+    /// For a stream that begins: cancelled when it is to end because there is no leader.
+    pub(crate) fn leader_lost(&self) -> CancellationToken {
+        if self.wants_leader() {
+            self.state.leader_loss.token()
+        } else {
+            CancellationToken::new()
+        }
     }
 
     /// Who sent the call, as its token says; nobody where there is none or authentication is off.
@@ -272,6 +284,31 @@ impl Call {
         metrics.failed_proposals.inc();
         metrics.request(kind, false, started.elapsed());
         result
+    }
+
+    /// Proposes a change of the membership and waits until it is applied, with no time-out but the
+    /// caller's.
+    ///
+    /// # Errors
+    ///
+    /// That it could not be proposed.
+    pub(crate) async fn propose_conf_change(&self, change: ConfChange) -> Result<Outcome, Status> {
+        let awaited = self.reserve();
+        self.state
+            .node
+            .propose_conf_change(change, awaited.ticket())
+            .inspect_err(|_| self.state.metrics.failed_proposals.inc())?;
+        match awaited.await {
+            Reply::Applied(outcome) => Ok(outcome),
+            Reply::Refused(error) => Err(error.into()),
+            _ => Err(mismatched()),
+        }
+    }
+
+    /// The token that came with the call.
+    pub(crate) fn token(&self) -> Option<HeaderValue> {
+        let token = self.metadata.get(TOKEN);
+        token.or_else(|| self.metadata.get(AUTHORIZATION)).cloned()
     }
 
     /// Gives the node an order and waits for its reply.
