@@ -1,6 +1,9 @@
 //! The nodes of a transaction.
 
+use std::collections::HashMap;
 use std::sync::Arc;
+
+use fnv::FnvBuildHasher;
 
 use crate::node::Node;
 
@@ -8,11 +11,22 @@ use crate::node::Node;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NodeId(u32);
 
-/// Nodes by number. Each is held by an `Arc`, so that an earlier state can be kept by holding the
-/// old `Arc`: a change then copies the node, not before.
+/// Nodes by number. Each is held by an `Arc`, so that a savepoint keeps an earlier state by holding
+/// the old `Arc`: a change then copies the node, not before.
 #[derive(Debug, Default)]
 pub(crate) struct Arena {
     nodes: Vec<Arc<Node>>,
+    /// One for each open savepoint.
+    frames: Vec<Frame>,
+}
+
+/// What a savepoint goes back to.
+#[derive(Debug)]
+struct Frame {
+    /// Nodes with numbers from here on are newer.
+    len: usize,
+    /// Nodes that were changed since, as they were.
+    nodes: HashMap<usize, Arc<Node>, FnvBuildHasher>,
 }
 
 impl Arena {
@@ -27,11 +41,13 @@ impl Arena {
     }
 
     pub(crate) fn get_mut(&mut self, id: NodeId) -> &mut Node {
+        self.keep(id);
         Arc::make_mut(&mut self.nodes[id.0 as usize])
     }
 
     /// Takes a node out; nothing refers to it any more.
     pub(crate) fn take(&mut self, id: NodeId) -> Node {
+        self.keep(id);
         let node = std::mem::replace(&mut self.nodes[id.0 as usize], Arc::new(Node::empty_leaf()));
         Arc::unwrap_or_clone(node)
     }
@@ -39,5 +55,48 @@ impl Arena {
     /// How many nodes were made.
     pub(crate) fn len(&self) -> u64 {
         self.nodes.len() as u64
+    }
+
+    /// Keeps the node as it is for the innermost savepoint, if that has not done so.
+    fn keep(&mut self, id: NodeId) {
+        let at = id.0 as usize;
+        if let Some(frame) = self.frames.last_mut().filter(|frame| at < frame.len) {
+            frame
+                .nodes
+                .entry(at)
+                .or_insert_with(|| self.nodes[at].clone());
+        }
+    }
+
+    /// Begins a savepoint.
+    pub(crate) fn push_frame(&mut self) {
+        self.frames.push(Frame {
+            len: self.nodes.len(),
+            nodes: HashMap::default(),
+        });
+    }
+
+    /// Goes back to where the innermost savepoint began, and ends it.
+    pub(crate) fn roll_back(&mut self) {
+        if let Some(frame) = self.frames.pop() {
+            self.nodes.truncate(frame.len);
+            for (at, node) in frame.nodes {
+                self.nodes[at] = node;
+            }
+        }
+    }
+
+    /// Ends the innermost savepoint; its changes are the outer one's from now on.
+    pub(crate) fn release(&mut self) {
+        let Some(frame) = self.frames.pop() else {
+            return;
+        };
+        if let Some(outer) = self.frames.last_mut() {
+            for (at, node) in frame.nodes {
+                if at < outer.len {
+                    outer.nodes.entry(at).or_insert(node);
+                }
+            }
+        }
     }
 }

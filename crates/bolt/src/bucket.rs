@@ -1,10 +1,14 @@
 //! Buckets for reading (formats 1.3).
 
+use std::ops::RangeBounds;
+
 use crate::cursor::Cursor;
 use crate::node::Child;
 use crate::page::u64_at;
+use crate::range::Range;
 use crate::source::{BucketId, ReadRoot, Source};
-use crate::{Damage, Error, MAX_NESTING, PageId};
+use crate::stats::BucketStats;
+use crate::{Damage, Error, MAX_DEPTH, MAX_NESTING, PageId};
 
 /// Bytes of the header in front of a bucket's value.
 pub(crate) const BUCKET_HEADER: usize = 16;
@@ -122,6 +126,116 @@ impl<'tx> Bucket<'tx> {
             open: None,
             nesting: self.nesting + 1,
         }))
+    }
+
+    /// The bucket at `path` inside of this one, outermost name first; this one for an empty path.
+    ///
+    /// # Errors
+    /// As [`Bucket::bucket`].
+    pub fn path(&self, path: &[&[u8]]) -> Result<Option<Bucket<'tx>>, Error> {
+        let mut at = *self;
+        for name in path {
+            let Some(inner) = at.bucket(name)? else {
+                return Ok(None);
+            };
+            at = inner;
+        }
+        Ok(Some(at))
+    }
+
+    /// Keys and nested buckets, in order.
+    #[must_use]
+    pub fn iter(&self) -> Range<'tx> {
+        self.range::<&[u8]>(..)
+    }
+
+    /// The entries whose keys lie in `bounds`, in order; from the other end with
+    /// [`Iterator::rev`].
+    ///
+    /// ```
+    /// # use keelson_bolt::{Db, Error, MemStorage, Options};
+    /// # fn main() -> Result<(), Error> {
+    /// # let db = Db::open_storage(Box::new(MemStorage::new()), Options::default())?;
+    /// # let mut tx = db.begin_write()?;
+    /// # let mut fruit = tx.create_bucket(b"fruit")?;
+    /// for name in ["apple", "fig", "lemon", "pear"] {
+    ///     fruit.put(name.as_bytes(), b"")?;
+    /// }
+    /// let found: Result<Vec<_>, Error> = fruit.range("b".."m").rev().collect();
+    /// let keys: Vec<&[u8]> = found?.into_iter().map(|(key, _)| key).collect();
+    /// assert_eq!(keys, [b"lemon".as_slice(), b"fig"]);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn range<K: AsRef<[u8]>>(&self, bounds: impl RangeBounds<K>) -> Range<'tx> {
+        Range::new(self.cursor(), &bounds)
+    }
+
+    /// The entries whose keys begin with `prefix`, in order.
+    #[must_use]
+    pub fn prefix(&self, prefix: &[u8]) -> Range<'tx> {
+        Range::of_prefix(self.cursor(), prefix)
+    }
+
+    /// Counts the pages and keys of the bucket and of all in it: it reads all of them.
+    ///
+    /// # Errors
+    /// `Corrupt` if one of its pages is damaged.
+    pub fn stats(&self) -> Result<BucketStats, Error> {
+        let mut stats = BucketStats {
+            buckets: 1,
+            ..BucketStats::default()
+        };
+        let page_size = self.source.pages.page_size as usize;
+        let mut nested = Vec::new();
+        let inline = matches!(self.root, ReadRoot::Inline(_));
+        stats.inline_buckets = u64::from(inline);
+        let mut todo = vec![(self.source.root(self.root)?, 1)];
+        while let Some((node, depth)) = todo.pop() {
+            if depth > MAX_DEPTH {
+                return Err(Error::corrupt(node.page(), Damage::Loop));
+            }
+            let used = node.used()? as u64;
+            let overflow = node.overflow(page_size);
+            let bytes = (1 + overflow) * page_size as u64;
+            stats.depth = stats.depth.max(depth as u64);
+            if !node.leaf() {
+                stats.branch_pages += 1;
+                stats.branch_overflow_pages += overflow;
+                stats.branch_bytes += bytes;
+                stats.branch_used += used;
+                for index in 0..node.count() {
+                    todo.push((self.source.node(node.child(index)?)?, depth + 1));
+                }
+                continue;
+            }
+            stats.keys += node.count() as u64;
+            if inline {
+                stats.inline_used += used;
+            } else {
+                stats.leaf_pages += 1;
+                stats.leaf_overflow_pages += overflow;
+                stats.leaf_bytes += bytes;
+                stats.leaf_used += used;
+            }
+            for index in 0..node.count() {
+                let element = node.leaf_element(index)?;
+                if element.bucket {
+                    nested.push(element.key);
+                }
+            }
+        }
+        let mut inner = BucketStats::default();
+        for name in nested {
+            if let Some(bucket) = self.bucket(name)? {
+                inner.add(&bucket.stats()?);
+            }
+        }
+        let depth = stats.depth + inner.depth;
+        stats.add(&inner);
+        stats.depth = depth;
+        Ok(stats)
     }
 
     /// A cursor over keys and nested buckets, not yet positioned.

@@ -3,11 +3,11 @@
 use std::fmt;
 
 use crate::bucket::BucketHeader;
+use crate::freelist::pages::PageSet;
 use crate::freelist::read_raw;
-use crate::freelist::walk::PageSet;
 use crate::page::{FLAG_BRANCH, FLAG_FREELIST, FLAG_LEAF, FLAG_META, Page, Pages};
 use crate::read_tx::ReadTx;
-use crate::{Damage, Error, MAX_DEPTH, MAX_NESTING, PageId};
+use crate::{Damage, Error, MAX_DEPTH, PageId};
 
 /// So many problems are told; a file with more is beyond telling.
 const MAX_PROBLEMS: usize = 10_000;
@@ -20,6 +20,34 @@ pub struct Problem {
     pub page: Option<PageId>,
     /// What is wrong.
     pub text: String,
+    /// What puts it right, if anything does.
+    pub repair: Option<Repair>,
+}
+
+/// What puts an inconsistency right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repair {
+    /// The list of free pages is wrong and the trees are not to blame: it is abandoned
+    /// ([`crate::surgery::RawFile::abandon_freelist`]), and the next open makes it anew.
+    Freelist,
+}
+
+/// How [`check_with`] looks at a database.
+#[derive(Clone, Copy, Debug)]
+pub struct CheckOptions {
+    /// Look only at what is below this page.
+    pub from_page: Option<PageId>,
+    /// How keys are written into the texts.
+    pub key_text: fn(&[u8]) -> String,
+}
+
+impl Default for CheckOptions {
+    fn default() -> CheckOptions {
+        CheckOptions {
+            from_page: None,
+            key_text: hex,
+        }
+    }
 }
 
 impl fmt::Display for Problem {
@@ -36,8 +64,15 @@ impl fmt::Display for Problem {
 /// is loaded and `tx` is of the last commit.
 #[must_use]
 pub fn check(tx: &ReadTx) -> Vec<Problem> {
+    check_with(tx, &CheckOptions::default())
+}
+
+/// As [`check`], or only below one page.
+#[must_use]
+pub fn check_with(tx: &ReadTx, options: &CheckOptions) -> Vec<Problem> {
     let pages = tx.pages();
     let mut check = Check {
+        key_text: options.key_text,
         pages,
         free: PageSet::new(pages.high_water),
         reached: PageSet::new(pages.high_water),
@@ -45,7 +80,15 @@ pub fn check(tx: &ReadTx) -> Vec<Problem> {
         problems: Vec::new(),
     };
     let complete = match check.metas().and_then(|()| check.free_list(tx)) {
-        Ok(listed) => check.bucket(tx.meta.root, 0).map(|()| listed),
+        Ok(listed) => match options.from_page {
+            None => check.bucket(tx.meta.root).map(|()| listed),
+            Some(page) if page.0 < 2 || page >= pages.high_water => {
+                let bounds = format!("[2, {})", pages.high_water);
+                check.add(None, format!("page ID ({page}) out of range {bounds}"));
+                Ok(false)
+            }
+            Some(page) => check.bucket(page).map(|()| false),
+        },
         Err(error) => Err(error),
     };
     match complete {
@@ -63,6 +106,7 @@ pub fn check(tx: &ReadTx) -> Vec<Problem> {
 }
 
 struct Check<'tx> {
+    key_text: fn(&[u8]) -> String,
     pages: Pages<'tx>,
     /// Free and pending pages.
     free: PageSet,
@@ -119,7 +163,17 @@ fn hex(bytes: &[u8]) -> String {
 impl<'tx> Check<'tx> {
     fn add(&mut self, page: Option<PageId>, text: String) {
         if self.problems.len() < MAX_PROBLEMS {
-            self.problems.push(Problem { page, text });
+            let repair = None;
+            self.problems.push(Problem { page, text, repair });
+        }
+    }
+
+    /// Adds what a new list of free pages puts right.
+    fn add_free(&mut self, page: PageId, text: String) {
+        let before = self.problems.len();
+        self.add(Some(page), text);
+        if let Some(problem) = self.problems.get_mut(before) {
+            problem.repair = Some(Repair::Freelist);
         }
     }
 
@@ -164,12 +218,9 @@ impl<'tx> Check<'tx> {
         for id in ids {
             if id >= self.pages.high_water {
                 let damage = Damage::FreelistEntry { id };
-                self.add(
-                    Some(id),
-                    Error::corrupt(tx.meta.freelist, damage).to_string(),
-                );
+                self.add_free(id, Error::corrupt(tx.meta.freelist, damage).to_string());
             } else if !self.free.insert(id) {
-                self.add(Some(id), format!("page {id}: already freed"));
+                self.add_free(id, format!("page {id}: already freed"));
             }
         }
         Ok(true)
@@ -179,21 +230,21 @@ impl<'tx> Check<'tx> {
     fn unreachable(&mut self) {
         for id in (0..self.pages.high_water.0).map(PageId) {
             if !self.reached.contains(id) && !self.free.contains(id) {
-                self.add(Some(id), format!("page {id}: unreachable unfreed"));
+                self.add_free(id, format!("page {id}: unreachable unfreed"));
             }
         }
     }
 
-    /// Checks the tree at `root`, then the buckets in it.
-    fn bucket(&mut self, root: PageId, nesting: usize) -> Result<(), Error> {
-        if nesting > MAX_NESTING {
-            return Err(Error::corrupt(root, Damage::Loop));
-        }
-        let mut nested = Vec::new();
-        self.reach(root, &mut Vec::new(), &mut nested)?;
-        self.order(root, None, None, &mut Vec::new())?;
-        for root in nested {
-            self.bucket(root, nesting + 1)?;
+    /// Checks the tree at `root`, then the buckets in it, each before those that come after it.
+    fn bucket(&mut self, root: PageId) -> Result<(), Error> {
+        let mut todo = vec![root];
+        while let Some(root) = todo.pop() {
+            let mut nested = Vec::new();
+            self.reach(root, &mut Vec::new(), &mut nested)?;
+            self.order(root, None, None, &mut Vec::new())?;
+            // A bucket inside of itself ends here: its pages were reached, so nothing below them
+            // is looked at again.
+            todo.extend(nested.into_iter().rev());
         }
         Ok(())
     }
@@ -222,7 +273,7 @@ impl<'tx> Check<'tx> {
             }
         }
         if self.free.contains(id) {
-            self.add(Some(id), format!("page {id}: reachable freed"));
+            self.add_free(id, format!("page {id}: reachable freed"));
         } else if header.flags == FLAG_META || header.flags == FLAG_FREELIST {
             let kind = if header.flags == FLAG_META {
                 "meta"
@@ -319,15 +370,16 @@ impl<'tx> Check<'tx> {
         bound: Option<&[u8]>,
         stack: &[PageId],
     ) {
+        let key_text = self.key_text;
         let place = || {
             format!(
                 "key[{index}]=(hex){} on {kind} page({id}) needs to be",
-                hex(key)
+                key_text(key)
             )
         };
         let stack = || stack_text(stack);
         if let Some(previous) = previous {
-            let before = hex(previous);
+            let before = key_text(previous);
             if index == 0 && previous > key {
                 let text = format!(
                     "the first {} >= the key in the ancestor ({before}). Stack: {}",
@@ -351,7 +403,7 @@ impl<'tx> Check<'tx> {
             let text = format!(
                 "{} < than key of the next element in ancestor (hex){}. Pages stack: {}",
                 place(),
-                hex(previous.unwrap_or_default()),
+                key_text(previous.unwrap_or_default()),
                 stack()
             );
             self.add(Some(id), text);

@@ -7,14 +7,14 @@ use bytes::Bytes;
 
 use crate::arena::NodeId;
 use crate::bucket::BucketHeader;
-use crate::db::Shared;
+use crate::db::{Shared, Writer};
 use crate::freelist::Freelist;
-use crate::meta::NO_FREELIST;
+use crate::meta::{Meta, NO_FREELIST};
 use crate::node::{Body, Child, Item, Node, to_inline, to_page};
 use crate::source::{BucketId, OpenBucket, TreeRoot};
 use crate::tree::Freer;
 use crate::work::{TOP, Work};
-use crate::write_tx::WriteTx;
+use crate::write_tx::{Hand, WriteTx};
 use crate::{Error, PageId, TxId};
 
 /// Neighbouring pages are written together up to this many bytes.
@@ -77,100 +77,113 @@ impl WriteTx<'_> {
     /// # Errors
     /// As [`WriteTx::commit`].
     pub fn commit_in_steps(mut self, ended: &mut dyn FnMut(Step)) -> Result<Committed, Error> {
-        let tx = self.work.meta.tx_id;
-        self.shared.check_sound()?;
-        if self.work.failed {
+        self.hand.commit(ended)
+    }
+}
+
+impl Hand {
+    fn commit(&mut self, ended: &mut dyn FnMut(Step)) -> Result<Committed, Error> {
+        let shared = self.shared.clone();
+        let (work, writer) = self.parts();
+        let tx = work.meta.tx_id;
+        shared.check_sound()?;
+        // Savepoints that were neither dropped nor released are kept.
+        work.release_savepoint(0);
+        if work.failed {
             return Err(Error::Failed { tx });
         }
-        let old_high_water = self.work.forest.base.high_water;
+        let old_high_water = work.forest.base.high_water;
         let mut spill = Spill {
-            max_size: self.shared.options.max_size,
-            work: &mut self.work,
-            freelist: &mut self.writer.freelist,
+            max_size: shared.options.max_size,
+            work,
+            freelist: &mut writer.freelist,
             dirty: Vec::new(),
         };
         ended(Step::Begun);
         spill.rebalance(TOP)?;
         ended(Step::Rebalanced);
         spill.spill_top()?;
-        spill.freelist(self.shared.options.no_freelist_sync)?;
+        spill.freelist(shared.options.no_freelist_sync)?;
         ended(Step::Spilled);
         let mut dirty = spill.dirty;
         dirty.sort_unstable_by_key(|(id, _)| *id);
-        if self.work.meta.high_water > old_high_water {
-            self.grow()?;
+        if work.meta.high_water > old_high_water {
+            grow(&shared, writer, work.meta.size())?;
         }
-        let pages_written = self.write(&dirty)?;
+        let pages_written = write(&shared, work.meta, &dirty)?;
         ended(Step::Written);
-        self.writer.freelist.commit();
-        self.done = true;
-        let free_bytes = self.shared.publish(self.work.meta, &self.writer.freelist);
-        Ok(Committed {
+        writer.file_len = writer.file_len.max(work.meta.size());
+        writer.older_mark = old_high_water;
+        writer.freelist.commit();
+        let free_bytes = shared.publish(work, pages_written, &writer.freelist);
+        let committed = Committed {
             tx_id: tx,
-            size: self.work.meta.size(),
+            size: work.meta.size(),
             free_bytes,
             pages_written,
-            nodes: self.work.forest.arena.len(),
-        })
-    }
-
-    /// Makes the file longer if it must be (formats 1.9). Nothing of it is in use yet, so a
-    /// refusal harms nobody.
-    fn grow(&mut self) -> Result<(), Error> {
-        if self.shared.options.no_grow_sync {
-            return Ok(());
-        }
-        let page_size = u64::from(self.shared.page_size);
-        let wanted = self.work.meta.size() + page_size;
-        if self.writer.file_len >= wanted {
-            return Ok(());
-        }
-        let storage = &self.shared.storage;
-        let mapped = storage.map_len(wanted);
-        let len = if mapped <= GROW_STEP {
-            mapped
-        } else {
-            wanted + GROW_STEP
+            nodes: work.forest.arena.len(),
         };
-        storage
-            .set_len(len)
-            .map_err(Error::io(format!("{}: resize", storage.name())))?;
-        self.shared
-            .poison_on_error("resize sync", storage.sync_all())?;
-        self.writer.file_len = len;
-        Ok(())
+        self.done = true;
+        Ok(committed)
     }
+}
 
-    /// Writes data, syncs, writes the meta, syncs. Any failure poisons the database.
-    fn write(&mut self, dirty: &[(PageId, Vec<u8>)]) -> Result<u64, Error> {
-        let shared = self.shared;
-        let page_size = u64::from(shared.page_size);
-        let meta = self.work.meta;
-        assert!(
-            meta.root < meta.high_water,
-            "the root lies below the high-water mark"
-        );
-        let freelist_inside = !meta.has_freelist() || meta.freelist < meta.high_water;
-        assert!(
-            freelist_inside,
-            "the free list lies below the high-water mark"
-        );
-        shared.poison_on_error("write", write_pages(shared, dirty))?;
-        let sync = !shared.options.no_sync;
-        if sync {
-            shared.poison_on_error("sync", shared.storage.sync_data())?;
-        }
-        let page = meta.page();
-        let bytes = meta.to_page(page);
-        let written = shared.storage.write_at(page.0 * page_size, &bytes);
-        shared.poison_on_error("write of the meta page", written)?;
-        if sync {
-            shared.poison_on_error("sync of the meta page", shared.storage.sync_data())?;
-        }
-        self.writer.file_len = self.writer.file_len.max(meta.size());
-        let bytes: u64 = dirty.iter().map(|(_, bytes)| bytes.len() as u64).sum();
-        Ok(bytes / page_size + 1)
+/// Makes the file longer for `size` bytes in use, if it must be (formats 1.9). Nothing of it is in
+/// use yet, so a refusal harms nobody.
+fn grow(shared: &Shared, writer: &mut Writer, size: u64) -> Result<(), Error> {
+    if shared.options.no_grow_sync {
+        return Ok(());
     }
+    let wanted = size + u64::from(shared.page_size);
+    if writer.file_len >= wanted {
+        return Ok(());
+    }
+    let storage = &shared.storage;
+    let mapped = storage.map_len(wanted);
+    let len = if mapped <= GROW_STEP {
+        mapped
+    } else {
+        wanted + GROW_STEP
+    };
+    let len = shared
+        .options
+        .max_size
+        .map_or(len, |max| len.min(max.max(size)));
+    storage
+        .set_len(len)
+        .map_err(Error::io(format!("{}: resize", storage.name())))?;
+    shared.poison_on_error("resize sync", storage.sync_all())?;
+    writer.file_len = len;
+    Ok(())
+}
+
+/// Writes data, syncs, writes the meta, syncs, and gives the number of pages written. Any failure
+/// poisons the database.
+fn write(shared: &Shared, meta: Meta, dirty: &[(PageId, Vec<u8>)]) -> Result<u64, Error> {
+    let page_size = u64::from(shared.page_size);
+    assert!(
+        meta.root < meta.high_water,
+        "the root lies below the high-water mark"
+    );
+    let freelist_inside = !meta.has_freelist() || meta.freelist < meta.high_water;
+    assert!(
+        freelist_inside,
+        "the free list lies below the high-water mark"
+    );
+    shared.poison_on_error("write", write_pages(shared, dirty))?;
+    let sync = !shared.options.no_sync;
+    if sync {
+        shared.poison_on_error("sync", shared.storage.sync_data())?;
+    }
+    let page = meta.page();
+    let bytes = meta.to_page(page);
+    let written = shared.storage.write_at(page.0 * page_size, &bytes);
+    shared.poison_on_error("write of the meta page", written)?;
+    if sync {
+        shared.poison_on_error("sync of the meta page", shared.storage.sync_data())?;
+    }
+    let bytes: u64 = dirty.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+    Ok(bytes / page_size + 1)
 }
 
 /// Writes pages that are sorted by number, neighbours together.
@@ -357,7 +370,9 @@ impl Spill<'_> {
         let page_size = self.work.meta.page_size;
         let mut parts = Vec::new();
         let mut start = 0;
-        for end in node.split(page_size as usize, fill) {
+        let ends = node.split(page_size as usize, fill);
+        self.work.counts.splits += ends.len() as u64 - 1;
+        for end in ends {
             let items = &node.items[start..end];
             let size = crate::page::PAGE_HEADER + items.iter().map(Item::size).sum::<usize>();
             let pages = (size as u64).div_ceil(u64::from(page_size));
@@ -386,20 +401,31 @@ impl Spill<'_> {
             self.freelist.free(tx, old, overflow)?;
             self.work.meta.freelist = NO_FREELIST;
         }
-        if leave_out {
+        // As long as not all are known a list would lose the others.
+        if leave_out || !self.freelist.known() {
+            self.trim();
             return Ok(());
         }
         let page_size = self.work.meta.page_size;
         let pages = self.freelist.page_bytes() / u64::from(page_size) + 1;
         let page = self.allocate(pages)?;
+        self.trim();
         self.dirty
             .push((page, self.freelist.to_page(page, pages, page_size)));
         self.work.meta.freelist = page;
         Ok(())
     }
 
+    /// Lowers the high-water mark below what is free there, if that is wanted.
+    fn trim(&mut self) {
+        if self.work.trim {
+            self.work.meta.high_water = self.freelist.trim(self.work.meta.high_water);
+        }
+    }
+
     /// Takes `count` pages in a row: free ones, or new ones at the end.
     fn allocate(&mut self, count: u64) -> Result<PageId, Error> {
+        self.work.counts.allocated += count;
         let meta = &mut self.work.meta;
         if let Some(first) = self.freelist.allocate(meta.tx_id, count) {
             return Ok(first);

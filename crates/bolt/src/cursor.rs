@@ -95,6 +95,12 @@ impl<'tx> Cursor<'tx> {
         reason = "it can fail, and it can be turned back"
     )]
     pub fn next(&mut self) -> Result<Option<Entry<'tx>>, Error> {
+        if let Some(leaf) = self.stack.last_mut().filter(|leaf| leaf.node.leaf())
+            && leaf.index + 1 < leaf.node.count()
+        {
+            leaf.index += 1;
+            return self.entry();
+        }
         if self.stack.is_empty() {
             return self.first();
         }

@@ -3,79 +3,36 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
-use crate::freelist::{self, Freelist, FreelistKind, walk};
-use crate::meta::{Meta, choose};
-use crate::node::to_page;
+use crate::batch::Queue;
+use crate::freelist::walk::Walker;
+use crate::freelist::{self, Freelist, Policy, walk};
+use crate::open::{create, initialise, open_file, read_metas};
+use crate::options::Options;
 use crate::page::Pages;
 use crate::read_tx::ReadTx;
 use crate::stats::Stats;
-use crate::storage::{FileStorage, Storage};
-use crate::sync::lock;
+use crate::storage::Storage;
+use crate::sync::{Condvar, Mutex, lock, wait};
 use crate::tree::Base;
 use crate::work::Work;
-use crate::write_tx::WriteTx;
+use crate::write_tx::{Hand, WriteTx};
 use crate::{Damage, Error, PageId, TxId};
 
-/// Bytes of the first look at a file.
-const PROBE: usize = 4096;
-const MIN_PAGE_SIZE: u32 = 1 << 10;
-const MAX_PAGE_SIZE: u32 = 1 << 24;
-
-/// How a database is opened.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Only reading; the lock is then shared with other readers. The file must exist.
-    pub read_only: bool,
-    /// Page size of a new file in bytes, a power of two from 1024 to 16777216. `None`: the
-    /// system's. An existing file keeps its own.
-    pub page_size: Option<u32>,
-    /// Bytes to map at first. Costs address space only; larger than the file will ever be, the
-    /// map never has to be made anew.
-    pub initial_map_size: u64,
-    /// How free pages are kept in memory.
-    pub freelist: FreelistKind,
-    /// Do not write the list of free pages: commits are cheaper, and a later open reads the
-    /// whole tree.
-    pub no_freelist_sync: bool,
-    /// Do not sync at a commit: a crash can then destroy the file.
-    pub no_sync: bool,
-    /// Do not grow the file ahead of its use, with a sync; it grows by being written.
-    pub no_grow_sync: bool,
-    /// How long to wait for another process to let go of the file. `None`: for ever.
-    pub lock_timeout: Option<Duration>,
-    /// Refuse to grow the file past this many bytes.
-    pub max_size: Option<u64>,
-    /// Permissions of a new file.
-    pub mode: u32,
-}
-
-impl Default for Options {
-    fn default() -> Options {
-        Options {
-            read_only: false,
-            page_size: None,
-            initial_map_size: 0,
-            freelist: FreelistKind::Map,
-            no_freelist_sync: false,
-            no_sync: false,
-            no_grow_sync: false,
-            lock_timeout: None,
-            max_size: None,
-            mode: 0o600,
-        }
-    }
-}
+/// Up to this size a file without a list of free pages is walked at the open: it takes
+/// milliseconds.
+const WALK_AT_OPEN: u64 = 8 << 20;
 
 /// A database: one file, one writer at a time, any number of readers. Clones are the same
 /// database; the file is closed, and its lock let go, with the last of them and of the read
 /// transactions.
 #[derive(Clone)]
 pub struct Db {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
+    /// Ends with the last handle.
+    _walker: Option<Arc<Walker>>,
 }
 
 /// What all handles and transactions of a database share.
@@ -84,17 +41,40 @@ pub(crate) struct Shared {
     pub(crate) options: Options,
     pub(crate) page_size: u32,
     state: Mutex<State>,
-    writer: Mutex<Writer>,
+    /// The writer's place: empty while a transaction has it.
+    writer: Mutex<Option<Box<Writer>>>,
+    writer_back: Condvar,
+    walk: Mutex<Walk>,
+    walked: Condvar,
+    pub(crate) batch: Queue,
     poisoned: AtomicBool,
+}
+
+/// The search for the free pages of a file that does not list them.
+enum Walk {
+    /// There was none, it was broken off, or what it found is in the freelist.
+    Over,
+    Running,
+    Found(Vec<PageId>),
+    /// The file is damaged: whatever is written could make it worse.
+    Failed {
+        page: PageId,
+        damage: Damage,
+    },
+}
+
+/// Read transactions that read the same commit.
+#[derive(Default)]
+struct Readers {
+    count: u64,
+    high_water: PageId,
 }
 
 struct State {
     /// The last commit.
-    meta: Meta,
+    meta: crate::meta::Meta,
     /// Open read transactions by the commit that they read.
-    readers: BTreeMap<TxId, u64>,
-    /// How many have ended.
-    departed: u64,
+    readers: BTreeMap<TxId, Readers>,
     closed: bool,
     stats: Stats,
 }
@@ -103,6 +83,8 @@ struct State {
 pub(crate) struct Writer {
     pub(crate) freelist: Freelist,
     pub(crate) file_len: u64,
+    /// High-water mark of the other meta page: a crash can bring it back.
+    pub(crate) older_mark: PageId,
 }
 
 impl Shared {
@@ -126,39 +108,108 @@ impl Shared {
     }
 
     /// Makes a commit the one that later transactions see, and gives the free bytes.
-    pub(crate) fn publish(&self, meta: Meta, freelist: &Freelist) -> u64 {
+    pub(crate) fn publish(&self, work: &Work, pages_written: u64, freelist: &Freelist) -> u64 {
         let mut state = lock(&self.state);
-        state.meta = meta;
-        state.stats.size = meta.size();
-        state.stats.commits += 1;
-        count(&mut state.stats, freelist, self.page_size);
-        state.stats.free_bytes
+        state.meta = work.meta;
+        let stats = &mut state.stats;
+        stats.size = work.meta.size();
+        stats.commits += 1;
+        stats.pages_written += pages_written;
+        stats.pages_allocated += work.counts.allocated;
+        stats.nodes += work.forest.arena.len();
+        stats.splits += work.counts.splits;
+        stats.merges += work.forest.merges;
+        count(stats, freelist, self.page_size);
+        stats.free_bytes
     }
 
-    /// Notes how many pages are free.
-    pub(crate) fn count_pages(&self, freelist: &Freelist) {
-        count(&mut lock(&self.state).stats, freelist, self.page_size);
+    /// Gives the writer's place back.
+    pub(crate) fn give_back(&self, writer: Box<Writer>) {
+        count(
+            &mut lock(&self.state).stats,
+            &writer.freelist,
+            self.page_size,
+        );
+        *lock(&self.writer) = Some(writer);
+        self.writer_back.notify_one();
+    }
+
+    /// Waits for the writer's place.
+    fn take_writer(&self) -> Box<Writer> {
+        let mut place = lock(&self.writer);
+        loop {
+            if let Some(writer) = place.take() {
+                return writer;
+            }
+            place = wait(&self.writer_back, place);
+        }
     }
 
     /// All free and pending pages as of commit `tx`, from memory. `None` if that is not the last
-    /// commit, if they are not loaded, or if a write transaction is under way.
+    /// commit, if they are not known, or if a write transaction is under way.
     pub(crate) fn free_ids(&self, tx: TxId) -> Option<Vec<PageId>> {
-        if self.options.read_only {
-            return None;
-        }
-        let writer = self.writer.try_lock().ok()?;
-        (lock(&self.state).meta.tx_id == tx).then(|| writer.freelist.ids())
+        let place = lock(&self.writer);
+        let writer = place.as_ref()?;
+        let now = lock(&self.state).meta.tx_id == tx;
+        (now && writer.freelist.known()).then(|| writer.freelist.ids())
+    }
+
+    /// The highest high-water mark of a live reader.
+    pub(crate) fn readers_mark(&self) -> PageId {
+        let state = lock(&self.state);
+        let marks = state.readers.values().map(|readers| readers.high_water);
+        marks.max().unwrap_or_default()
     }
 
     pub(crate) fn end_read(&self, tx: TxId) {
         let mut state = lock(&self.state);
-        state.departed += 1;
-        if let Some(count) = state.readers.get_mut(&tx) {
-            *count -= 1;
-            if *count == 0 {
+        if let Some(readers) = state.readers.get_mut(&tx) {
+            readers.count -= 1;
+            if readers.count == 0 {
                 state.readers.remove(&tx);
             }
         }
+    }
+
+    /// Takes in what the walk has found, if it is done.
+    fn learn(&self, freelist: &mut Freelist) -> Result<(), Error> {
+        let mut walk = lock(&self.walk);
+        let damage = match &*walk {
+            Walk::Over | Walk::Running => return Ok(()),
+            Walk::Found(free) => match freelist.learn(free) {
+                Ok(()) => {
+                    *walk = Walk::Over;
+                    return Ok(());
+                }
+                Err(Error::Corrupt { page, damage }) => (page, damage),
+                Err(error) => return Err(error),
+            },
+            Walk::Failed { page, damage } => (*page, damage.clone()),
+        };
+        let (page, damage) = damage;
+        *walk = Walk::Failed {
+            page,
+            damage: damage.clone(),
+        };
+        Err(Error::corrupt(page, damage))
+    }
+
+    /// What the walk's thread calls at its end.
+    fn walk_done(&self, found: Result<Option<Vec<PageId>>, Error>) {
+        let name = self.storage.name();
+        *lock(&self.walk) = match found {
+            Ok(None) => Walk::Over,
+            Ok(Some(free)) => {
+                tracing::debug!(%name, free = free.len(), "the free pages are found");
+                Walk::Found(free)
+            }
+            Err(Error::Corrupt { page, damage }) => {
+                tracing::error!(%name, %page, %damage, "the search for free pages found damage");
+                Walk::Failed { page, damage }
+            }
+            Err(_) => unreachable!("reading mapped pages fails by damage alone"),
+        };
+        self.walked.notify_all();
     }
 }
 
@@ -167,6 +218,7 @@ fn count(stats: &mut Stats, freelist: &Freelist, page_size: u32) {
     stats.free_bytes = stats.free_pages * u64::from(page_size);
     stats.pending_pages = freelist.pending_pages();
     stats.freelist_bytes = freelist.page_bytes();
+    stats.freelist_known = freelist.known();
 }
 
 impl Db {
@@ -182,18 +234,8 @@ impl Db {
         if !options.read_only && !path.exists() {
             create(path, &options)?;
         }
-        let opened = FileStorage::open(
-            path,
-            options.read_only,
-            options.mode,
-            options.lock_timeout,
-            options.initial_map_size,
-        );
-        match opened {
-            Ok(storage) => Db::open_storage(Box::new(storage), options),
-            Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(Error::Timeout),
-            Err(error) => Err(Error::io(format!("open {}", path.display()))(error)),
-        }
+        let storage = open_file(path, &options)?;
+        Db::open_storage(Box::new(storage), options)
     }
 
     /// Opens the database in `storage`; empty storage becomes a new database.
@@ -223,14 +265,21 @@ impl Db {
             page_size,
             high_water: meta.high_water,
         };
-        let free = if options.read_only {
-            Vec::new()
+        let background = options.walk_in_background && meta.size() > WALK_AT_OPEN;
+        let freelist = if options.read_only {
+            Freelist::unknown(options.freelist)
         } else if meta.has_freelist() {
-            freelist::read_page(pages, meta.freelist)?
+            Freelist::new(
+                options.freelist,
+                &freelist::read_page(pages, meta.freelist)?,
+            )
+        } else if background {
+            Freelist::unknown(options.freelist)
         } else {
-            walk::free_pages(pages, meta.root)?
+            let free = walk::free_pages(pages, meta.root, &AtomicBool::new(false))?;
+            Freelist::new(options.freelist, &free.unwrap_or_default())
         };
-        let freelist = Freelist::new(options.freelist, &free);
+        let walking = !options.read_only && !freelist.known();
         let mut stats = Stats {
             size: meta.size(),
             ..Stats::default()
@@ -239,22 +288,37 @@ impl Db {
         let state = State {
             meta,
             readers: BTreeMap::new(),
-            departed: 0,
             closed: false,
             stats,
         };
+        let writer = Writer {
+            // What the other meta says is not known to be sound; the file is its bound.
+            older_mark: PageId(file_len / u64::from(page_size)),
+            freelist,
+            file_len,
+        };
         let persist = !options.read_only && !options.no_freelist_sync && !meta.has_freelist();
-        let db = Db {
+        let walk = if walking { Walk::Running } else { Walk::Over };
+        let mut db = Db {
             shared: Arc::new(Shared {
                 storage,
                 options,
                 page_size,
                 state: Mutex::new(state),
-                writer: Mutex::new(Writer { freelist, file_len }),
+                writer: Mutex::new(Some(Box::new(writer))),
+                writer_back: Condvar::new(),
+                walk: Mutex::new(walk),
+                walked: Condvar::new(),
+                batch: Queue::default(),
                 poisoned: AtomicBool::new(false),
             }),
+            _walker: None,
         };
-        if persist {
+        if walking {
+            let done = |tx: &ReadTx, found| tx.shared.walk_done(found);
+            let walker = Walker::start(db.begin_read()?, done);
+            db._walker = Some(Arc::new(walker.map_err(Error::io("start of a thread"))?));
+        } else if persist {
             // The next open shall not have to read the tree.
             db.begin_write()?.commit()?;
         }
@@ -274,9 +338,11 @@ impl Db {
             return Err(Error::NotOpen);
         }
         let meta = state.meta;
-        let failed = Error::io(format!("{}: map", shared.storage.name()));
+        let failed = |source| Error::io(format!("{}: map", shared.storage.name()))(source);
         let view = shared.storage.view(meta.size()).map_err(failed)?;
-        *state.readers.entry(meta.tx_id).or_default() += 1;
+        let readers = state.readers.entry(meta.tx_id).or_default();
+        readers.count += 1;
+        readers.high_water = meta.high_water;
         state.stats.read_txs += 1;
         drop(state);
         Ok(Arc::new(ReadTx {
@@ -290,40 +356,25 @@ impl Db {
     ///
     /// # Errors
     /// `ReadOnly`; `NotOpen` after a close; `Poisoned` after a failed write; `Io` if the file
-    /// cannot be mapped.
+    /// cannot be mapped; `Corrupt` if the search for the free pages of a file that does not list
+    /// them found it damaged.
     pub fn begin_write(&self) -> Result<WriteTx<'_>, Error> {
-        let shared = &*self.shared;
-        if shared.options.read_only {
-            return Err(Error::ReadOnly);
+        Ok(WriteTx::of(self.shared.begin_hand()?))
+    }
+
+    /// Waits until all free pages are known: at once, but for a large file that does not list them
+    /// and was opened a moment ago.
+    ///
+    /// # Errors
+    /// As [`Db::begin_write`].
+    pub fn wait_for_freelist(&self) -> Result<(), Error> {
+        let mut walk = lock(&self.shared.walk);
+        while matches!(*walk, Walk::Running) {
+            walk = wait(&self.shared.walked, walk);
         }
-        let mut writer = lock(&shared.writer);
-        shared.check_sound()?;
-        let (mut meta, readers, departed) = {
-            let state = lock(&shared.state);
-            if state.closed {
-                return Err(Error::NotOpen);
-            }
-            (
-                state.meta,
-                state.readers.keys().copied().collect::<Vec<_>>(),
-                state.departed,
-            )
-        };
-        let failed = Error::io(format!("{}: map", shared.storage.name()));
-        let view = shared.storage.view(meta.size()).map_err(failed)?;
-        writer.freelist.release(&readers, departed);
-        let base = Base {
-            view,
-            page_size: shared.page_size,
-            high_water: meta.high_water,
-        };
-        meta.tx_id = TxId(meta.tx_id.0.checked_add(1).ok_or(Error::InvalidDatabase)?);
-        Ok(WriteTx {
-            shared,
-            writer,
-            work: Work::new(base, meta),
-            done: false,
-        })
+        drop(walk);
+        drop(self.begin_write()?);
+        Ok(())
     }
 
     /// Sizes and counts.
@@ -331,7 +382,7 @@ impl Db {
     pub fn stats(&self) -> Stats {
         let state = lock(&self.shared.state);
         Stats {
-            open_read_txs: state.readers.values().sum(),
+            open_read_txs: state.readers.values().map(|readers| readers.count).sum(),
             ..state.stats
         }
     }
@@ -348,161 +399,55 @@ impl Db {
     /// # Errors
     /// `NotOpen` if it was closed before.
     pub fn close(self) -> Result<(), Error> {
-        let _writer = lock(&self.shared.writer);
-        let mut state = lock(&self.shared.state);
-        if std::mem::replace(&mut state.closed, true) {
-            Err(Error::NotOpen)
-        } else {
-            Ok(())
+        let writer = self.shared.take_writer();
+        let closed = std::mem::replace(&mut lock(&self.shared.state).closed, true);
+        self.shared.give_back(writer);
+        if closed { Err(Error::NotOpen) } else { Ok(()) }
+    }
+}
+
+impl Shared {
+    /// Begins the write transaction.
+    pub(crate) fn begin_hand(self: &Arc<Shared>) -> Result<Box<Hand>, Error> {
+        if self.options.read_only {
+            return Err(Error::ReadOnly);
+        }
+        let mut writer = self.take_writer();
+        match self.prepare(&mut writer) {
+            Ok(work) => Ok(Box::new(Hand {
+                shared: self.clone(),
+                writer: Some(writer),
+                work,
+                done: false,
+            })),
+            Err(error) => {
+                self.give_back(writer);
+                Err(error)
+            }
         }
     }
-}
 
-/// Makes the file of a new database.
-fn create(path: &Path, options: &Options) -> Result<(), Error> {
-    let failed = |what: &str| Error::io(format!("{what} {}", path.display()));
-    let making = path.with_added_extension("tmp.new");
-    let opened = FileStorage::open(&making, false, options.mode, options.lock_timeout, 0);
-    let storage = match opened {
-        Ok(storage) => storage,
-        Err(error) if error.kind() == io::ErrorKind::TimedOut => return Err(Error::Timeout),
-        Err(error) => return Err(failed("open")(error)),
-    };
-    if path.exists() {
-        // Somebody else has made it while this waited for the lock.
-        return Ok(());
-    }
-    storage.set_len(0).map_err(failed("empty"))?;
-    initialise(&storage, options)?;
-    std::fs::rename(&making, path).map_err(failed("create"))?;
-    let directory = match path.parent() {
-        Some(directory) if !directory.as_os_str().is_empty() => directory,
-        _ => Path::new("."),
-    };
-    std::fs::File::open(directory)
-        .and_then(|directory| directory.sync_all())
-        .map_err(failed("sync the directory of"))
-}
-
-/// Writes the four pages of a new database (formats 1.1) and gives their length.
-fn initialise(storage: &dyn Storage, options: &Options) -> Result<u64, Error> {
-    let page_size = match options.page_size {
-        Some(size) => size,
-        None => u32::try_from(rustix::param::page_size()).unwrap_or(4096),
-    };
-    if !valid_page_size(page_size) {
-        return Err(Error::PageSize(page_size));
-    }
-    let mut meta = Meta {
-        page_size,
-        flags: 0,
-        root: PageId(3),
-        sequence: 0,
-        freelist: PageId(2),
-        high_water: PageId(4),
-        tx_id: TxId(0),
-    };
-    let mut bytes = meta.to_page(PageId(0));
-    meta.tx_id = TxId(1);
-    bytes.extend(meta.to_page(PageId(1)));
-    bytes.extend(Freelist::new(options.freelist, &[]).to_page(PageId(2), 1, page_size));
-    bytes.extend(to_page(&[], true, PageId(3), 1, page_size));
-    let failed = |what| Error::io(format!("{}: {what}", storage.name()));
-    storage
-        .write_at(0, &bytes)
-        .map_err(failed("write of a new database"))?;
-    storage
-        .sync_data()
-        .map_err(failed("sync of a new database"))?;
-    Ok(bytes.len() as u64)
-}
-
-fn valid_page_size(size: u32) -> bool {
-    size.is_power_of_two() && (MIN_PAGE_SIZE..=MAX_PAGE_SIZE).contains(&size)
-}
-
-/// Finds the page size and the meta that counts (formats 1.1).
-fn read_metas(
-    storage: &dyn Storage,
-    file_len: u64,
-    options: &Options,
-) -> Result<(Meta, u32), Error> {
-    let page_size = find_page_size(storage, file_len, options)?;
-    if file_len < 2 * u64::from(page_size) {
-        return Err(Error::FileTooSmall { size: file_len });
-    }
-    let first = read_meta(storage, 0);
-    let second = read_meta(storage, u64::from(page_size));
-    let meta = choose(first, second)?;
-    if meta.page_size != page_size {
-        return Err(Error::PageSize(meta.page_size));
-    }
-    if meta.root.0 < 2 || meta.root >= meta.high_water {
-        let damage = Damage::OutOfBounds {
+    fn prepare(&self, writer: &mut Writer) -> Result<Work, Error> {
+        self.check_sound()?;
+        let (mut meta, readers) = {
+            let state = lock(&self.state);
+            if state.closed {
+                return Err(Error::NotOpen);
+            }
+            let readers: Vec<TxId> = state.readers.keys().copied().collect();
+            (state.meta, readers)
+        };
+        self.learn(&mut writer.freelist)?;
+        let failed = |source| Error::io(format!("{}: map", self.storage.name()))(source);
+        let view = self.storage.view(meta.size()).map_err(failed)?;
+        writer.freelist.release(&readers, meta.tx_id);
+        writer.freelist.set_policy(Policy::Fast);
+        let base = Base {
+            view,
+            page_size: self.page_size,
             high_water: meta.high_water,
         };
-        return Err(Error::corrupt(meta.root, damage));
+        meta.tx_id = TxId(meta.tx_id.0.checked_add(1).ok_or(Error::InvalidDatabase)?);
+        Ok(Work::new(base, meta))
     }
-    if meta.has_freelist() && (meta.freelist.0 < 2 || meta.freelist >= meta.high_water) {
-        let damage = Damage::OutOfBounds {
-            high_water: meta.high_water,
-        };
-        return Err(Error::corrupt(meta.freelist, damage));
-    }
-    if meta
-        .high_water
-        .0
-        .checked_mul(u64::from(page_size))
-        .is_none()
-    {
-        let damage = Damage::OutOfBounds {
-            high_water: meta.high_water,
-        };
-        return Err(Error::corrupt(meta.page(), damage));
-    }
-    Ok((meta, page_size))
-}
-
-fn read_meta(storage: &dyn Storage, offset: u64) -> Result<Meta, Error> {
-    let mut buf = [0; 80];
-    let failed = Error::io(format!("{}: read of a meta page", storage.name()));
-    let n = storage.read_at(offset, &mut buf).map_err(failed)?;
-    Meta::read(&buf[..n])
-}
-
-fn find_page_size(storage: &dyn Storage, file_len: u64, options: &Options) -> Result<u32, Error> {
-    if file_len < PROBE as u64 {
-        // Too short for a first look; a small page's second meta can still be there.
-        return second_meta_page_size(storage, file_len)?.ok_or(Error::InvalidDatabase);
-    }
-    let found = match read_meta(storage, 0) {
-        Ok(meta) => Some(meta.page_size),
-        Err(error @ Error::Io { .. }) => return Err(error),
-        Err(_) => second_meta_page_size(storage, file_len)?,
-    };
-    let size = match (found, options.page_size) {
-        (Some(size), _) | (None, Some(size)) => size,
-        (None, None) => u32::try_from(rustix::param::page_size()).unwrap_or(4096),
-    };
-    if valid_page_size(size) {
-        Ok(size)
-    } else {
-        Err(Error::PageSize(size))
-    }
-}
-
-/// The page size that a sound second meta gives, wherever it stands.
-fn second_meta_page_size(storage: &dyn Storage, file_len: u64) -> Result<Option<u32>, Error> {
-    for shift in 0..15 {
-        let offset = u64::from(MIN_PAGE_SIZE) << shift;
-        if offset + u64::from(MIN_PAGE_SIZE) >= file_len {
-            break;
-        }
-        match read_meta(storage, offset) {
-            Ok(meta) if valid_page_size(meta.page_size) => return Ok(Some(meta.page_size)),
-            Err(error @ Error::Io { .. }) => return Err(error),
-            Ok(_) | Err(_) => {}
-        }
-    }
-    Ok(None)
 }

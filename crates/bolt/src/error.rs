@@ -56,18 +56,30 @@ pub enum Error {
     /// A bucket stands where a value is wanted, or a value where a bucket is.
     #[error("incompatible value")]
     IncompatibleValue,
+    /// The bucket is to be moved to where it is.
+    #[error("the source and target are the same bucket")]
+    SameBucket,
+    /// The bucket is to be moved into itself or into a bucket inside of it.
+    #[error("a bucket cannot be moved into itself")]
+    MoveIntoItself,
     /// Buckets are nested deeper than [`crate::MAX_NESTING`].
     #[error("buckets are nested deeper than {} levels", crate::MAX_NESTING)]
     TooDeep,
     /// The page size asked for is no power of two between 1 KiB and 16 MiB.
     #[error("page size {0} is not a power of two between 1024 and 16777216")]
     PageSize(u32),
+    /// What was asked of a page cannot be done with it; see [`crate::surgery`].
+    #[error("{0}")]
+    Surgery(String),
     /// A change of this transaction failed half-way; it can only be dropped.
     #[error("tx {tx} had a failed change and cannot be committed")]
     Failed {
         /// The transaction.
         tx: TxId,
     },
+    /// The write transaction that several callers of [`crate::Db::batch`] shared failed.
+    #[error(transparent)]
+    Batch(std::sync::Arc<Error>),
     /// The operating system refused an operation on the file.
     #[error("{action}: {source}")]
     Io {
@@ -171,7 +183,7 @@ impl Error {
                 | Error::VersionMismatch
                 | Error::Checksum
                 | Error::FileTooSmall { .. }
-        )
+        ) || matches!(self, Error::Batch(error) if error.is_corrupt())
     }
 
     pub(crate) fn corrupt(page: PageId, damage: Damage) -> Error {

@@ -23,11 +23,13 @@
 //! ```
 
 mod arena;
+mod batch;
 mod bucket;
 mod check;
 mod commit;
 mod compact;
 mod cursor;
+mod cursor_mut;
 mod db;
 mod error;
 mod freelist;
@@ -36,30 +38,41 @@ mod map;
 mod mem;
 mod meta;
 mod node;
+mod open;
+mod options;
 mod page;
+mod range;
 mod read_tx;
+mod savepoint;
+mod shrink;
 mod source;
 mod stats;
 mod storage;
+pub mod surgery;
 mod sync;
 mod tree;
 mod work;
 mod write_tx;
 
 pub use bucket::Bucket;
-pub use check::{Problem, check};
+pub use check::{CheckOptions, Problem, Repair, check, check_with};
 pub use commit::{Committed, Step};
 pub use compact::compact;
 pub use cursor::{Cursor, Entry};
-pub use db::{Db, Options};
+pub use cursor_mut::CursorMut;
+pub use db::Db;
 pub use error::{Damage, Error};
 pub use freelist::FreelistKind;
 pub use id::{PageId, TxId};
 pub use mem::MemStorage;
-pub use read_tx::ReadTx;
-pub use stats::Stats;
+pub use options::Options;
+pub use range::Range;
+pub use read_tx::{PageInfo, ReadTx};
+pub use savepoint::Savepoint;
+pub use shrink::Shrunk;
+pub use stats::{BucketStats, Stats};
 pub use storage::{FileStorage, Storage, View};
-pub use write_tx::{BucketMut, CursorMut, WriteTx};
+pub use write_tx::{BucketMut, WriteTx};
 
 /// Longest key in bytes.
 pub const MAX_KEY_SIZE: usize = 32768;

@@ -19,11 +19,16 @@ pub(crate) struct FileMap {
 }
 
 impl FileMap {
-    /// Maps the first `len` bytes of `file`.
-    pub(crate) fn new(file: &File, len: u64) -> io::Result<FileMap> {
+    /// Maps the first `len` bytes of `file`; with `populate` they are read at once.
+    pub(crate) fn new(file: &File, len: u64, populate: bool) -> io::Result<FileMap> {
         let bytes = usize::try_from(len)
             .map_err(|_| io::Error::new(io::ErrorKind::OutOfMemory, "too large to be mapped"))?;
-        let map = MmapOptions::new().len(bytes).map_raw_read_only(file)?;
+        let mut options = MmapOptions::new();
+        options.len(bytes);
+        if populate {
+            options.populate();
+        }
+        let map = options.map_raw_read_only(file)?;
         // A failed advice costs speed only.
         drop(map.advise(Advice::Random));
         Ok(FileMap { map, len })
@@ -62,7 +67,7 @@ mod tests {
     fn slices_stay_inside_of_the_map() {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(b"0123456789").unwrap();
-        let map = FileMap::new(&file, 4096).unwrap();
+        let map = FileMap::new(&file, 4096, false).unwrap();
         assert_eq!(map.slice(3, 4), Some(&b"3456"[..]));
         assert!(map.slice(4090, 7).is_none());
         assert!(map.slice(u64::MAX, 2).is_none());

@@ -2,10 +2,10 @@
 //! written and not yet synced.
 
 use std::io;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 
 use crate::storage::{Storage, View};
-use crate::sync::lock;
+use crate::sync::{Mutex, lock};
 
 /// Bytes that are copied together when one of them is written.
 const CHUNK: usize = 4096;

@@ -30,7 +30,8 @@ pub(crate) struct Meta {
     pub(crate) tx_id: TxId,
 }
 
-fn checksum(bytes: &[u8]) -> u64 {
+/// FNV-1a.
+pub(crate) fn checksum(bytes: &[u8]) -> u64 {
     let mut hasher = fnv::FnvHasher::default();
     hasher.write(bytes);
     hasher.finish()

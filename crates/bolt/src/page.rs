@@ -57,7 +57,8 @@ pub(crate) struct Header {
 }
 
 impl Header {
-    fn read(bytes: &[u8]) -> Header {
+    /// Decodes it; the caller has checked that there are sixteen bytes.
+    pub(crate) fn read(bytes: &[u8]) -> Header {
         Header {
             id: PageId(u64_at(bytes, 0)),
             flags: u16_at(bytes, 8),
@@ -153,7 +154,8 @@ pub(crate) struct LeafElement<'a> {
 }
 
 impl<'a> Page<'a> {
-    fn tree(id: PageId, header: Header, bytes: &'a [u8]) -> Result<Page<'a>, Error> {
+    /// Of these bytes; the array of its elements is checked.
+    pub(crate) fn tree(id: PageId, header: Header, bytes: &'a [u8]) -> Result<Page<'a>, Error> {
         let leaf = match header.flags {
             FLAG_LEAF => true,
             FLAG_BRANCH => false,
@@ -208,14 +210,18 @@ impl<'a> Page<'a> {
         Error::corrupt(self.id, Damage::Element { index })
     }
 
+    /// The header of element `index`, as four words. The element array lies inside of the page.
+    fn element(&self, index: usize) -> (usize, [u32; 4]) {
+        let at = PAGE_HEADER + ELEMENT * index;
+        let words = &self.bytes[at..at + ELEMENT];
+        (at, [0, 4, 8, 12].map(|word| u32_at(words, word)))
+    }
+
     /// Where key and value of leaf element `index` stand: flags, start, key and value length.
     pub(crate) fn leaf_span(&self, index: usize) -> Result<(u32, usize, usize, usize), Error> {
         assert!(self.leaf && index < self.count, "an element of a leaf");
-        let at = PAGE_HEADER + ELEMENT * index;
-        let flags = u32_at(self.bytes, at);
-        let start = at + u32_at(self.bytes, at + 4) as usize;
-        let key = u32_at(self.bytes, at + 8) as usize;
-        let value = u32_at(self.bytes, at + 12) as usize;
+        let (at, [flags, start, key, value]) = self.element(index);
+        let (start, key, value) = (at + start as usize, key as usize, value as usize);
         if key == 0 || start + key + value > self.bytes.len() {
             return Err(self.bad(index));
         }
@@ -225,13 +231,13 @@ impl<'a> Page<'a> {
     /// Where the key of branch element `index` stands: start, length, and its child.
     pub(crate) fn branch_span(&self, index: usize) -> Result<(usize, usize, PageId), Error> {
         assert!(!self.leaf && index < self.count, "an element of a branch");
-        let at = PAGE_HEADER + ELEMENT * index;
-        let start = at + u32_at(self.bytes, at) as usize;
-        let key = u32_at(self.bytes, at + 4) as usize;
+        let (at, [start, key, low, high]) = self.element(index);
+        let (start, key) = (at + start as usize, key as usize);
         if key == 0 || start + key > self.bytes.len() {
             return Err(self.bad(index));
         }
-        Ok((start, key, PageId(u64_at(self.bytes, at + 8))))
+        let child = u64::from(high) << 32 | u64::from(low);
+        Ok((start, key, PageId(child)))
     }
 
     pub(crate) fn leaf_element(&self, index: usize) -> Result<LeafElement<'a>, Error> {
@@ -241,6 +247,20 @@ impl<'a> Page<'a> {
             key: &self.bytes[start..start + key],
             value: &self.bytes[start + key..start + key + value],
         })
+    }
+
+    /// Bytes in use: up to the end of the last element.
+    pub(crate) fn used(&self) -> Result<usize, Error> {
+        let Some(last) = self.count.checked_sub(1) else {
+            return Ok(PAGE_HEADER);
+        };
+        if self.leaf {
+            let (_, start, key, value) = self.leaf_span(last)?;
+            Ok(start + key + value)
+        } else {
+            let (start, key, _) = self.branch_span(last)?;
+            Ok(start + key)
+        }
     }
 
     pub(crate) fn child(&self, index: usize) -> Result<PageId, Error> {

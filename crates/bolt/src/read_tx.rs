@@ -2,14 +2,18 @@
 
 use std::io::Write;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use crate::bucket::Bucket;
 use crate::cursor::Cursor;
 use crate::db::Shared;
+use crate::freelist::read_page;
+use crate::freelist::walk::free_pages;
 use crate::meta::Meta;
 use crate::page::Pages;
 use crate::source::Source;
 use crate::storage::View;
+use crate::surgery::kind;
 use crate::{Error, PageId, TxId};
 
 /// Bytes that [`ReadTx::write_to`] reads at once.
@@ -22,6 +26,17 @@ pub struct ReadTx {
     pub(crate) shared: Arc<Shared>,
     pub(crate) view: Arc<dyn View>,
     pub(crate) meta: Meta,
+}
+
+/// What a page's header says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PageInfo {
+    /// `meta`, `branch`, `leaf`, `freelist`, or what else is there.
+    pub kind: String,
+    /// Elements on it.
+    pub count: u16,
+    /// Pages behind it that belong to it.
+    pub overflow: u32,
 }
 
 impl Drop for ReadTx {
@@ -67,10 +82,49 @@ impl ReadTx {
         self.top().bucket(name)
     }
 
+    /// The bucket at `path`, outermost name first. An empty path is the bucket of the top-level
+    /// buckets.
+    ///
+    /// # Errors
+    /// `Corrupt` if a page on the way is damaged.
+    pub fn bucket_path(&self, path: &[&[u8]]) -> Result<Option<Bucket<'_>>, Error> {
+        self.top().path(path)
+    }
+
     /// A cursor over the names of the top-level buckets.
     #[must_use]
     pub fn cursor(&self) -> Cursor<'_> {
         self.top().cursor()
+    }
+
+    /// Type, number of elements and of overflow pages of page `id`, as its header says; `None` at
+    /// and past the high-water mark. What it says means nothing if the page is free.
+    ///
+    /// # Errors
+    /// `Corrupt` if the file ends before it.
+    pub fn page(&self, id: PageId) -> Result<Option<PageInfo>, Error> {
+        if id >= self.meta.high_water {
+            return Ok(None);
+        }
+        let header = self.pages().header(id)?;
+        Ok(Some(PageInfo {
+            kind: kind(header.flags),
+            count: header.count,
+            overflow: header.overflow,
+        }))
+    }
+
+    /// All free pages, ascending, as the file lists them or, if it does not, as a walk through all
+    /// trees finds them.
+    ///
+    /// # Errors
+    /// `Corrupt` if the list, or without one a tree, is damaged.
+    pub fn free_pages(&self) -> Result<Vec<PageId>, Error> {
+        if self.meta.has_freelist() {
+            return read_page(self.pages(), self.meta.freelist);
+        }
+        let found = free_pages(self.pages(), self.meta.root, &AtomicBool::new(false))?;
+        Ok(found.unwrap_or_default())
     }
 
     /// Writes an image of the database as of this transaction, itself a database file, and gives

@@ -153,6 +153,22 @@ impl<'tx> NodeRef<'tx> {
         }
     }
 
+    /// Bytes in use: up to the end of the last element.
+    pub(crate) fn used(&self) -> Result<usize, Error> {
+        match self {
+            NodeRef::Page(page) => page.used(),
+            NodeRef::Node(node) => Ok(node.size()),
+        }
+    }
+
+    /// Overflow pages that it has, or that it would take as one page.
+    pub(crate) fn overflow(&self, page_size: usize) -> u64 {
+        match self {
+            NodeRef::Page(page) => u64::from(page.overflow),
+            NodeRef::Node(node) => (node.size().div_ceil(page_size) - 1) as u64,
+        }
+    }
+
     pub(crate) fn child(&self, index: usize) -> Result<Child, Error> {
         match self {
             NodeRef::Page(page) => Ok(Child::Page(page.child(index)?)),

@@ -4,13 +4,14 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 
 use crate::map::FileMap;
-use crate::sync::lock;
+use crate::options::Options;
+use crate::sync::{Mutex, lock};
 
 /// How long to sleep between two attempts at a lock that another process holds.
 const LOCK_RETRY: Duration = Duration::from_millis(50);
@@ -96,34 +97,29 @@ pub struct FileStorage {
     file: File,
     path: PathBuf,
     initial_map_size: u64,
+    populate: bool,
     map: Mutex<Option<Arc<FileMap>>>,
 }
 
 impl FileStorage {
-    /// Opens `path` (created with `mode` if it is missing and `read_only` is not set) and takes
-    /// its lock: shared if `read_only`, else exclusive. Waits at most `timeout` for the lock;
-    /// `None` is for ever.
+    /// Opens `path` (created if it is missing and [`Options::read_only`] is not set) and takes its
+    /// lock: shared if read-only, else exclusive. Waits at most [`Options::lock_timeout`].
     ///
     /// # Errors
     /// [`io::ErrorKind::TimedOut`] if another process keeps the lock, else what the system answers.
-    pub fn open(
-        path: &Path,
-        read_only: bool,
-        mode: u32,
-        timeout: Option<Duration>,
-        initial_map_size: u64,
-    ) -> io::Result<FileStorage> {
-        let mut options = OpenOptions::new();
-        options.read(true);
-        if !read_only {
-            options.write(true).create(true).mode(mode);
+    pub fn open(path: &Path, options: &Options) -> io::Result<FileStorage> {
+        let mut open = OpenOptions::new();
+        open.read(true);
+        if !options.read_only {
+            open.write(true).create(true).mode(options.mode);
         }
-        let file = options.open(path)?;
-        lock_file(&file, read_only, timeout)?;
+        let file = open.open(path)?;
+        lock_file(&file, options.read_only, options.lock_timeout)?;
         Ok(FileStorage {
             file,
             path: path.to_owned(),
-            initial_map_size,
+            initial_map_size: options.initial_map_size,
+            populate: options.populate,
             map: Mutex::new(None),
         })
     }
@@ -203,7 +199,7 @@ impl Storage for FileStorage {
             return Ok(map.clone());
         }
         let size = map_size(len.max(self.initial_map_size));
-        let map = Arc::new(FileMap::new(&self.file, size)?);
+        let map = Arc::new(FileMap::new(&self.file, size, self.populate)?);
         *held = Some(map.clone());
         Ok(map)
     }
@@ -234,12 +230,16 @@ mod tests {
     fn a_second_writer_times_out_and_two_readers_share() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("db");
-        let short = Some(Duration::from_millis(60));
-        let first = FileStorage::open(&path, false, 0o600, short, 0).unwrap();
-        let second = FileStorage::open(&path, true, 0o600, short, 0);
+        let options = |read_only| Options {
+            read_only,
+            lock_timeout: Some(Duration::from_millis(60)),
+            ..Options::default()
+        };
+        let first = FileStorage::open(&path, &options(false)).unwrap();
+        let second = FileStorage::open(&path, &options(true));
         assert_eq!(second.unwrap_err().kind(), io::ErrorKind::TimedOut);
         drop(first);
-        let _one = FileStorage::open(&path, true, 0o600, short, 0).unwrap();
-        let _two = FileStorage::open(&path, true, 0o600, short, 0).unwrap();
+        let _one = FileStorage::open(&path, &options(true)).unwrap();
+        let _two = FileStorage::open(&path, &options(true)).unwrap();
     }
 }

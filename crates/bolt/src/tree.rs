@@ -55,6 +55,8 @@ impl Freer<'_> {
 pub(crate) struct Forest {
     pub(crate) base: Base,
     pub(crate) arena: Arena,
+    /// Nodes that were merged into another or removed.
+    pub(crate) merges: u64,
 }
 
 impl Forest {
@@ -101,6 +103,28 @@ impl Forest {
             id = self.open_child(id, index)?;
         }
         Err(Error::corrupt(PageId(0), Damage::Loop))
+    }
+
+    /// Decodes what lies on the way to `key`, down to `page`, so that the commit writes it anew.
+    pub(crate) fn touch(
+        &mut self,
+        root: &mut Child,
+        key: &[u8],
+        page: PageId,
+    ) -> Result<(), Error> {
+        let mut at = *root;
+        let mut id = self.node(at)?;
+        *root = Child::Node(id);
+        for _ in 0..MAX_DEPTH {
+            let node = self.arena.get(id);
+            if at == Child::Page(page) || node.leaf || node.items.is_empty() {
+                return Ok(());
+            }
+            let index = node.child_for(key);
+            at = node.items[index].child();
+            id = self.open_child(id, index)?;
+        }
+        Err(Error::corrupt(page, Damage::Loop))
     }
 
     /// Sets what stands behind `key`.
@@ -267,6 +291,7 @@ impl Forest {
             return Ok(false);
         }
         if node.items.is_empty() {
+            self.merges += 1;
             freer.node(self.arena.get_mut(child))?;
             let parent = self.arena.get_mut(id);
             parent.items.remove(index);
@@ -293,6 +318,7 @@ impl Forest {
             let flags = if self.arena.get(from).leaf { 2 } else { 1 };
             return Err(Error::corrupt(page, Damage::WrongType { flags }));
         }
+        self.merges += 1;
         let mut gone = self.arena.take(from);
         freer.node(&mut gone)?;
         if let Some(first) = gone.items.first_mut().filter(|_| !gone.leaf) {

@@ -8,7 +8,8 @@ use crate::arena::Arena;
 use crate::bucket::{Bucket, BucketHeader};
 use crate::meta::Meta;
 use crate::node::{Body, Child, Node, to_inline};
-use crate::page::Page;
+use crate::page::{LeafElement, Page};
+use crate::savepoint::Frame;
 use crate::source::{BucketId, OpenBucket, Source, TreeRoot};
 use crate::tree::{Base, Forest, Freer};
 use crate::{
@@ -26,6 +27,20 @@ pub(crate) struct Work {
     pub(crate) meta: Meta,
     /// A change stopped half-way.
     pub(crate) failed: bool,
+    /// Open savepoints, outermost first.
+    pub(crate) frames: Vec<Frame>,
+    pub(crate) counts: Counts,
+    /// The commit gives up free pages right below the high-water mark.
+    pub(crate) trim: bool,
+}
+
+/// What a commit did, for the statistics.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counts {
+    /// Pages that were allocated.
+    pub(crate) allocated: u64,
+    /// Cuts of nodes.
+    pub(crate) splits: u64,
 }
 
 impl Work {
@@ -41,12 +56,16 @@ impl Work {
         let forest = Forest {
             base,
             arena: Arena::default(),
+            merges: 0,
         };
         Work {
             forest,
             buckets: vec![top],
             meta,
             failed: false,
+            frames: Vec::new(),
+            counts: Counts::default(),
+            trim: false,
         }
     }
 
@@ -89,9 +108,7 @@ impl Work {
     fn enter(&mut self, parent: BucketId, name: &[u8], bucket: OpenBucket) -> BucketId {
         let id = self.buckets.len();
         self.buckets.push(bucket);
-        self.buckets[parent]
-            .children
-            .insert(Bytes::copy_from_slice(name), id);
+        self.link(parent, Bytes::copy_from_slice(name), id);
         id
     }
 
@@ -99,6 +116,9 @@ impl Work {
     pub(crate) fn create(&mut self, parent: BucketId, name: &[u8]) -> Result<BucketId, Error> {
         if name.is_empty() {
             return Err(Error::BucketNameRequired);
+        }
+        if name.len() > MAX_KEY_SIZE {
+            return Err(Error::KeyTooLarge);
         }
         let root = self.buckets[parent].read_root();
         if let Some(found) = self.source().find(root, name)? {
@@ -132,7 +152,7 @@ impl Work {
         if let TreeRoot::Inline(bytes) = &self.buckets[id].root {
             let node = Node::read(Page::inline(bytes, PageId(0))?)?;
             let child = Child::Node(self.forest.arena.add(node));
-            self.buckets[id].root = TreeRoot::Tree(child);
+            self.bucket_for_change(id).root = TreeRoot::Tree(child);
         }
         Ok(())
     }
@@ -144,6 +164,9 @@ impl Work {
         change: impl FnOnce(&mut Forest, &mut Child) -> Result<T, Error>,
     ) -> Result<T, Error> {
         self.decode_inline(id)?;
+        if !self.frames.is_empty() {
+            self.bucket_for_change(id);
+        }
         let TreeRoot::Tree(root) = &mut self.buckets[id].root else {
             unreachable!("it was decoded above")
         };
@@ -188,7 +211,7 @@ impl Work {
         let result = self
             .free_bucket(id, freer)
             .and_then(|()| self.change(parent, |forest, root| forest.remove(root, name)));
-        self.buckets[parent].children.remove(name);
+        self.unlink(parent, name);
         // Some pages are freed and others are not.
         self.failed |= result.is_err();
         result
@@ -196,34 +219,99 @@ impl Work {
 
     /// Frees all pages of a bucket and of those in it.
     fn free_bucket(&mut self, id: BucketId, freer: &mut Freer<'_>) -> Result<(), Error> {
-        let mut todo = match &self.buckets[id].root {
-            TreeRoot::Inline(_) => return Ok(()),
-            TreeRoot::Tree(child) => vec![(*child, 0)],
-        };
-        while let Some((child, depth)) = todo.pop() {
-            if depth >= MAX_DEPTH {
-                return Err(Error::corrupt(PageId(0), Damage::Loop));
-            }
-            let node = self.source().node(child)?;
-            let mut nested = Vec::new();
-            for index in 0..node.count() {
-                if !node.leaf() {
-                    todo.push((node.child(index)?, depth + 1));
-                } else if node.leaf_element(index)?.bucket {
-                    nested.push(Bytes::copy_from_slice(node.leaf_element(index)?.key));
+        // Root, and the number of the bucket if it is open. A page that is met twice is an error,
+        // so this ends.
+        let mut buckets = vec![(self.buckets[id].root.clone(), Some(id))];
+        while let Some((root, open)) = buckets.pop() {
+            let mut todo = match root {
+                // No buckets are in it.
+                TreeRoot::Inline(_) => continue,
+                TreeRoot::Tree(child) => vec![(child, 0)],
+            };
+            while let Some((child, depth)) = todo.pop() {
+                if depth >= MAX_DEPTH {
+                    return Err(Error::corrupt(PageId(0), Damage::Loop));
+                }
+                let node = self.source().node(child)?;
+                for index in 0..node.count() {
+                    if !node.leaf() {
+                        todo.push((node.child(index)?, depth + 1));
+                        continue;
+                    }
+                    let element = node.leaf_element(index)?;
+                    if element.bucket {
+                        buckets.extend(self.nested_root(open, element, node.page())?);
+                    }
+                }
+                match child {
+                    Child::Page(page) => {
+                        let overflow = self.forest.base.pages().header(page)?.overflow;
+                        freer.list.free(freer.tx, page, overflow)?;
+                    }
+                    Child::Node(node) => freer.node(self.forest.arena.get_mut(node))?,
                 }
             }
-            match child {
-                Child::Page(page) => {
-                    let overflow = self.forest.base.pages().header(page)?.overflow;
-                    freer.list.free(freer.tx, page, overflow)?;
-                }
-                Child::Node(node) => freer.node(self.forest.arena.get_mut(node))?,
-            }
-            for name in nested {
-                let inner = self.open(id, &name)?;
-                self.free_bucket(inner, freer)?;
-            }
+        }
+        Ok(())
+    }
+
+    /// The root of the bucket in `element`, as this transaction has it. `None` if it is inline and
+    /// not open.
+    fn nested_root(
+        &self,
+        parent: Option<BucketId>,
+        element: LeafElement<'_>,
+        holder: PageId,
+    ) -> Result<Option<(TreeRoot, Option<BucketId>)>, Error> {
+        let open = parent.and_then(|parent| self.buckets[parent].children.get(element.key));
+        if let Some(id) = open {
+            return Ok(Some((self.buckets[*id].root.clone(), Some(*id))));
+        }
+        let header = BucketHeader::read(element.value, holder)?;
+        Ok(match header.inline {
+            Some(_) => None,
+            None => Some((TreeRoot::Tree(Child::Page(header.root)), None)),
+        })
+    }
+
+    /// Moves the bucket `name` of `from` into `to`, which is not inside of it.
+    pub(crate) fn move_bucket(
+        &mut self,
+        from: BucketId,
+        name: &[u8],
+        to: BucketId,
+    ) -> Result<(), Error> {
+        let source = self.source();
+        let found = source.find(self.buckets[from].read_root(), name)?;
+        let found = found.ok_or(Error::BucketNotFound)?;
+        if !found.bucket {
+            return Err(Error::IncompatibleValue);
+        }
+        if from == to {
+            return Err(Error::SameBucket);
+        }
+        let value = Bytes::copy_from_slice(found.value);
+        match source.find(self.buckets[to].read_root(), name)? {
+            Some(taken) if taken.bucket => return Err(Error::BucketExists),
+            Some(_) => return Err(Error::IncompatibleValue),
+            None => {}
+        }
+        let nesting = self.nesting_below(to)?;
+        let id = self.open(from, name)?;
+        self.change(to, |forest, root| {
+            forest.put(root, name, Body::Bucket(value))
+        })?;
+        let removed = self.change(from, |forest, root| forest.remove(root, name));
+        // It would be in both.
+        self.failed |= removed.is_err();
+        removed?;
+        self.unlink(from, name);
+        self.link(to, Bytes::copy_from_slice(name), id);
+        let mut todo = vec![(id, nesting)];
+        while let Some((id, nesting)) = todo.pop() {
+            self.bucket_for_change(id).nesting = nesting;
+            let children = self.buckets[id].children.values();
+            todo.extend(children.map(|child| (*child, nesting + 1)));
         }
         Ok(())
     }

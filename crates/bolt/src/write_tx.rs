@@ -1,55 +1,101 @@
 //! The one writer's transaction.
 
-use std::sync::MutexGuard;
+use std::marker::PhantomData;
+use std::ops::RangeBounds;
+use std::sync::Arc;
 
 use crate::bucket::Bucket;
-use crate::cursor::{Cursor, Entry};
-use crate::db::{Shared, Writer};
+use crate::cursor::Cursor;
+use crate::cursor_mut::CursorMut;
+use crate::db::{Db, Shared, Writer};
 use crate::freelist::Freelist;
+use crate::range::Range;
+use crate::savepoint::Savepoint;
 use crate::source::BucketId;
 use crate::tree::Freer;
 use crate::work::{TOP, Work};
 use crate::{Error, TxId};
 
-/// A write transaction: it holds the writer's place until it is committed or dropped.
-///
-/// Reads borrow it shared and see its own changes; changes borrow it exclusively, so nothing that
-/// was read can be held across a change. Dropping it undoes everything.
-pub struct WriteTx<'db> {
-    pub(crate) shared: &'db Shared,
-    pub(crate) writer: MutexGuard<'db, Writer>,
+/// What makes a write transaction, free of the borrow of its database: a batch hands it from
+/// thread to thread. Dropped, it undoes everything.
+pub(crate) struct Hand {
+    pub(crate) shared: Arc<Shared>,
+    /// There until the drop.
+    pub(crate) writer: Option<Box<Writer>>,
     pub(crate) work: Work,
     pub(crate) done: bool,
 }
 
-impl Drop for WriteTx<'_> {
+impl Hand {
+    pub(crate) fn parts(&mut self) -> (&mut Work, &mut Writer) {
+        let writer = self.writer.as_mut().expect("there until the drop");
+        (&mut self.work, writer)
+    }
+}
+
+impl Drop for Hand {
     fn drop(&mut self) {
-        if !self.done {
-            self.writer.freelist.rollback(self.work.meta.tx_id);
-            self.shared.count_pages(&self.writer.freelist);
+        if let Some(mut writer) = self.writer.take() {
+            if !self.done {
+                writer.freelist.rollback();
+            }
+            self.shared.give_back(writer);
         }
     }
 }
 
-impl WriteTx<'_> {
+/// A write transaction: it holds the writer's place until it is committed or dropped.
+///
+/// Reads borrow it shared and see its own changes; changes borrow it exclusively, so nothing that
+/// was read can be held across a change. Dropping it undoes everything. It can be sent to another
+/// thread.
+pub struct WriteTx<'db> {
+    pub(crate) hand: Box<Hand>,
+    db: PhantomData<&'db Db>,
+}
+
+impl<'db> WriteTx<'db> {
+    pub(crate) fn of(hand: Box<Hand>) -> WriteTx<'db> {
+        WriteTx {
+            hand,
+            db: PhantomData,
+        }
+    }
+
+    pub(crate) fn into_hand(self) -> Box<Hand> {
+        self.hand
+    }
+
+    pub(crate) fn parts(&mut self) -> (&mut Work, &mut Freelist) {
+        let (work, writer) = self.hand.parts();
+        (work, &mut writer.freelist)
+    }
+
+    /// Begins a part of the transaction that can be undone by itself.
+    pub fn savepoint(&mut self) -> Savepoint<'_, 'db> {
+        Savepoint::begin(self)
+    }
+
     /// Its number: one more than that of the last commit.
     #[must_use]
     pub fn tx_id(&self) -> TxId {
-        self.work.meta.tx_id
+        self.hand.work.meta.tx_id
     }
 
     /// Bytes up to the last page in use; grows at the commit.
     #[must_use]
     pub fn size(&self) -> u64 {
-        self.work.meta.size()
+        self.hand.work.meta.size()
     }
 
-    fn top(&mut self) -> BucketMut<'_> {
-        BucketMut {
-            work: &mut self.work,
-            freelist: &mut self.writer.freelist,
-            id: TOP,
-        }
+    fn bucket_of(&mut self, id: BucketId) -> BucketMut<'_> {
+        let (work, freelist) = self.parts();
+        BucketMut { work, freelist, id }
+    }
+
+    pub(crate) fn open_path(&mut self, path: &[&[u8]]) -> Result<BucketId, Error> {
+        let work = &mut self.hand.work;
+        path.iter().try_fold(TOP, |id, name| work.open(id, name))
     }
 
     /// The top-level bucket `name`, for reading.
@@ -57,13 +103,22 @@ impl WriteTx<'_> {
     /// # Errors
     /// `Corrupt` if a page on the way is damaged.
     pub fn bucket(&self, name: &[u8]) -> Result<Option<Bucket<'_>>, Error> {
-        self.work.bucket(TOP).bucket(name)
+        self.hand.work.bucket(TOP).bucket(name)
+    }
+
+    /// The bucket at `path`, outermost name first, for reading. An empty path is the bucket of
+    /// the top-level buckets.
+    ///
+    /// # Errors
+    /// `Corrupt` if a page on the way is damaged.
+    pub fn bucket_path(&self, path: &[&[u8]]) -> Result<Option<Bucket<'_>>, Error> {
+        self.hand.work.bucket(TOP).path(path)
     }
 
     /// A cursor over the names of the top-level buckets.
     #[must_use]
     pub fn cursor(&self) -> Cursor<'_> {
-        self.work.bucket(TOP).cursor()
+        self.hand.work.bucket(TOP).cursor()
     }
 
     /// The top-level bucket `name`, for changes. It stays open until the transaction ends, with
@@ -83,15 +138,8 @@ impl WriteTx<'_> {
         if path.is_empty() {
             return Err(Error::BucketNotFound);
         }
-        let mut id = TOP;
-        for name in path {
-            id = self.work.open(id, name)?;
-        }
-        Ok(BucketMut {
-            work: &mut self.work,
-            freelist: &mut self.writer.freelist,
-            id,
-        })
+        let id = self.open_path(path)?;
+        Ok(self.bucket_of(id))
     }
 
     /// Creates the top-level bucket `name`.
@@ -99,12 +147,8 @@ impl WriteTx<'_> {
     /// # Errors
     /// `BucketNameRequired`, `BucketExists`; `Corrupt` if a page on the way is damaged.
     pub fn create_bucket(&mut self, name: &[u8]) -> Result<BucketMut<'_>, Error> {
-        let id = self.work.create(TOP, name)?;
-        Ok(BucketMut {
-            work: &mut self.work,
-            freelist: &mut self.writer.freelist,
-            id,
-        })
+        let id = self.hand.work.create(TOP, name)?;
+        Ok(self.bucket_of(id))
     }
 
     /// Opens the top-level bucket `name`, and creates it if it is missing.
@@ -112,12 +156,8 @@ impl WriteTx<'_> {
     /// # Errors
     /// `BucketNameRequired`; `Corrupt` if a page on the way is damaged.
     pub fn create_bucket_if_not_exists(&mut self, name: &[u8]) -> Result<BucketMut<'_>, Error> {
-        let id = create_or_open(&mut self.work, TOP, name)?;
-        Ok(BucketMut {
-            work: &mut self.work,
-            freelist: &mut self.writer.freelist,
-            id,
-        })
+        let id = create_or_open(&mut self.hand.work, TOP, name)?;
+        Ok(self.bucket_of(id))
     }
 
     /// Deletes the top-level bucket `name` with all that is in it.
@@ -126,7 +166,25 @@ impl WriteTx<'_> {
     /// `BucketNotFound`; `Corrupt` if a page of the bucket is damaged, and then the transaction
     /// cannot be committed.
     pub fn delete_bucket(&mut self, name: &[u8]) -> Result<(), Error> {
-        self.top().delete_bucket(name)
+        self.bucket_of(TOP).delete_bucket(name)
+    }
+
+    /// Moves the bucket at `path` (outermost name first), with all that is in it, into the bucket
+    /// at `into`, where it keeps its name; an empty `into` is the top level. Its pages stay where
+    /// they are.
+    ///
+    /// # Errors
+    /// `BucketNotFound` if one of them is missing; `IncompatibleValue` if a name on the way or the
+    /// one at the new place is a key; `BucketExists` if the name is taken there; `SameBucket` if
+    /// it is there already; `MoveIntoItself`; `TooDeep`; `Corrupt` if a page on the way is damaged.
+    pub fn move_bucket(&mut self, path: &[&[u8]], into: &[&[u8]]) -> Result<(), Error> {
+        let (name, parents) = path.split_last().ok_or(Error::BucketNameRequired)?;
+        if into.starts_with(path) {
+            return Err(Error::MoveIntoItself);
+        }
+        let from = self.open_path(parents)?;
+        let to = self.open_path(into)?;
+        self.hand.work.move_bucket(from, name, to)
     }
 }
 
@@ -173,6 +231,18 @@ impl<'a> BucketMut<'a> {
     #[must_use]
     pub fn cursor(&self) -> Cursor<'_> {
         self.read().cursor()
+    }
+
+    /// Keys and nested buckets, in order.
+    #[must_use]
+    pub fn iter(&self) -> Range<'_> {
+        self.read().iter()
+    }
+
+    /// The entries whose keys lie in `bounds`, in order; see [`Bucket::range`].
+    #[must_use]
+    pub fn range<K: AsRef<[u8]>>(&self, bounds: impl RangeBounds<K>) -> Range<'_> {
+        self.read().range(bounds)
     }
 
     /// A cursor that can delete the entry it is on.
@@ -262,7 +332,7 @@ impl<'a> BucketMut<'a> {
     /// How full pages are left when a node is split, for the rest of the transaction: 0.5 unless
     /// set, taken as at least 0.1 and at most 1.0. Keys that come in ascending order want more.
     pub fn set_fill_percent(&mut self, fill: f64) {
-        self.work.buckets[self.id].fill = fill;
+        self.work.bucket_for_change(self.id).fill = fill;
     }
 
     /// The number kept with the bucket.
@@ -273,7 +343,7 @@ impl<'a> BucketMut<'a> {
 
     /// Sets the number kept with the bucket.
     pub fn set_sequence(&mut self, sequence: u64) {
-        let bucket = &mut self.work.buckets[self.id];
+        let bucket = self.work.bucket_for_change(self.id);
         bucket.sequence = sequence;
         bucket.changed = true;
     }
@@ -282,95 +352,5 @@ impl<'a> BucketMut<'a> {
     pub fn next_sequence(&mut self) -> u64 {
         self.set_sequence(self.sequence().wrapping_add(1));
         self.sequence()
-    }
-}
-
-/// A cursor that can delete the entry it is on. It keeps its key, not a place in a page, so every
-/// step is a search and changes do not disturb it.
-pub struct CursorMut<'a> {
-    work: &'a mut Work,
-    id: BucketId,
-    /// The key it is on, or that was deleted under it.
-    at: Option<Vec<u8>>,
-}
-
-impl CursorMut<'_> {
-    /// Goes to the first entry.
-    ///
-    /// # Errors
-    /// `Corrupt` if a page on the way is damaged.
-    pub fn first(&mut self) -> Result<Option<Entry<'_>>, Error> {
-        self.go(|cursor, _| cursor.first())
-    }
-
-    /// Goes to the last entry.
-    ///
-    /// # Errors
-    /// `Corrupt` if a page on the way is damaged.
-    pub fn last(&mut self) -> Result<Option<Entry<'_>>, Error> {
-        self.go(|cursor, _| cursor.last())
-    }
-
-    /// Goes to the first entry whose key is `key` or greater.
-    ///
-    /// # Errors
-    /// `Corrupt` if a page on the way is damaged.
-    pub fn seek(&mut self, key: &[u8]) -> Result<Option<Entry<'_>>, Error> {
-        self.go(|cursor, _| cursor.seek(key))
-    }
-
-    /// Goes to the entry behind the one it is on, deleted or not; to the first if it is on none.
-    /// At the end it gives `None` and stays.
-    ///
-    /// # Errors
-    /// `Corrupt` if a page on the way is damaged.
-    #[expect(clippy::should_implement_trait, reason = "its entries borrow from it")]
-    pub fn next(&mut self) -> Result<Option<Entry<'_>>, Error> {
-        self.go(|cursor, at| match at {
-            None => cursor.first(),
-            Some(at) => match cursor.seek(at)? {
-                Some((key, _)) if key == at => cursor.next(),
-                found => Ok(found),
-            },
-        })
-    }
-
-    /// Goes to the entry before the one it is on, deleted or not; to the last if it is on none.
-    /// At the start it gives `None` and stays.
-    ///
-    /// # Errors
-    /// `Corrupt` if a page on the way is damaged.
-    pub fn prev(&mut self) -> Result<Option<Entry<'_>>, Error> {
-        self.go(|cursor, at| match at {
-            None => cursor.last(),
-            Some(at) => match cursor.seek(at)? {
-                Some(_) => cursor.prev(),
-                None => cursor.last(),
-            },
-        })
-    }
-
-    /// Deletes the entry it is on. `next` then goes to its successor, `prev` to its predecessor.
-    /// Does nothing if it is on none.
-    ///
-    /// # Errors
-    /// `IncompatibleValue` if it is on a nested bucket; `Corrupt` if a page is damaged.
-    pub fn delete(&mut self) -> Result<(), Error> {
-        match &self.at {
-            Some(key) => self.work.delete(self.id, key),
-            None => Ok(()),
-        }
-    }
-
-    fn go(
-        &mut self,
-        step: impl for<'t> FnOnce(&mut Cursor<'t>, Option<&[u8]>) -> Result<Option<Entry<'t>>, Error>,
-    ) -> Result<Option<Entry<'_>>, Error> {
-        let mut cursor = self.work.bucket(self.id).cursor();
-        let found = step(&mut cursor, self.at.as_deref())?;
-        if let Some((key, _)) = found {
-            self.at = Some(key.to_vec());
-        }
-        Ok(found)
     }
 }

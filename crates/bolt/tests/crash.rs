@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use keelson_bolt::{Db, FreelistKind, MemStorage, Options, ReadTx, check};
+use keelson_bolt::{Db, FreelistKind, MemStorage, Options, ReadTx, Storage, check};
 
 type Model = BTreeMap<(u8, Vec<u8>), Vec<u8>>;
 
@@ -156,6 +156,64 @@ fn a_crash_leaves_one_of_the_last_two_states() {
                     },
                     seed,
                 );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_crash_while_the_file_shrinks_loses_nothing() {
+    for (seed, no_freelist_sync) in [(1, false), (2, true)] {
+        let mut random = Random(seed);
+        let options = Options {
+            page_size: Some(1024),
+            no_freelist_sync,
+            ..Options::default()
+        };
+        let open = |storage: &MemStorage| {
+            Db::open_storage(Box::new(storage.clone()), options.clone()).unwrap()
+        };
+        let base = MemStorage::new();
+        let db = open(&base);
+        let mut model = Model::new();
+        for _ in 0..12 {
+            let changes = changes(&mut random);
+            apply_model(&mut model, &changes);
+            assert!(apply(&db, &changes));
+        }
+        // Half of it goes, so that there is something to move.
+        let gone: Vec<Change> = model
+            .keys()
+            .filter(|(_, key)| key[3] % 2 == 0)
+            .map(|(bucket, key)| Change::Delete(*bucket, key.clone()))
+            .collect();
+        apply_model(&mut model, &gone);
+        assert!(apply(&db, &gone));
+        let before = base.len().unwrap();
+        for cut in 0.. {
+            let storage = base.copy();
+            let db = open(&storage);
+            storage.cut_after(Some(cut));
+            let done = db.shrink();
+            for _ in 0..8 {
+                let crashed = storage.crash(&mut || random.next());
+                let db = open(&crashed);
+                let tx = db.begin_read().unwrap();
+                assert_eq!(check(&tx), [], "seed {seed}, cut {cut}");
+                assert!(read(&tx) == model, "seed {seed}, cut {cut}");
+                drop(tx);
+                // And it goes on from there.
+                let changes = changes(&mut random);
+                let mut after = model.clone();
+                apply_model(&mut after, &changes);
+                assert!(apply(&db, &changes));
+                let tx = db.begin_read().unwrap();
+                assert_eq!(check(&tx), [], "seed {seed}, cut {cut}");
+                assert!(read(&tx) == after, "seed {seed}, cut {cut}");
+            }
+            if let Ok(shrunk) = done {
+                assert!(shrunk.len < before, "{shrunk:?} of {before}");
+                break;
             }
         }
     }

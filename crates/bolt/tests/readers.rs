@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use keelson_bolt::{Db, FreelistKind, Options, ReadTx, check};
+use keelson_bolt::{Db, FreelistKind, MemStorage, Options, ReadTx, check};
 
 const KEYS: u32 = 400;
 
@@ -83,5 +83,37 @@ fn every_reader_sees_exactly_one_commit() {
         assert_eq!(check(&tx), []);
         // Some 20 pages a commit, and not one commit's readers for long: space is reused.
         assert!(tx.size() < 16 << 20, "{}", tx.size());
+    }
+}
+
+#[test]
+fn a_reader_of_hours_does_not_keep_what_came_after_it() {
+    for freelist in [FreelistKind::Array, FreelistKind::Map] {
+        let options = Options {
+            freelist,
+            no_freelist_sync: true,
+            ..Options::default()
+        };
+        let db = Db::open_storage(Box::new(MemStorage::new()), options).unwrap();
+        write(&db, 0);
+        let old = db.begin_read().unwrap();
+        let mut size = 0;
+        for round in 1..=200 {
+            write(&db, round);
+            // Short ones come and go beside it.
+            let _short = db.begin_read().unwrap();
+            if round == 10 {
+                size = db.stats().size;
+            }
+        }
+        assert_eq!(
+            db.stats().size,
+            size,
+            "pages made and freed after it are used again"
+        );
+        assert_eq!(generation(&old), 0);
+        drop(old);
+        write(&db, 201);
+        assert_eq!(check(&db.begin_read().unwrap()), []);
     }
 }

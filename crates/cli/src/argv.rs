@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::Command;
 
-use crate::{bench, flags, serve, version};
+use crate::{bench, bolt, flags, serve, version};
 
 /// Exit code of a wrong command line.
 pub(crate) const WRONG_USE: u8 = 2;
@@ -36,6 +36,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         .unwrap_or("keelson");
     match name {
         "etcd" => etcd(&texts),
+        "bbolt" => bolt::run("bbolt", texts.get(1..).unwrap_or_default()),
         "etcdctl" | "etcdutl" => not_yet(name),
         _ => keelson(&texts),
     }
@@ -62,6 +63,7 @@ fn keelson(arguments: &[String]) -> ExitCode {
             flags: &arguments[2..],
             as_etcd: false,
         }),
+        Some("bolt") => bolt::run("keelson bolt", &arguments[2..]),
         Some("version" | "--version" | "-V") => {
             print(&version::own());
             ExitCode::SUCCESS
@@ -91,6 +93,7 @@ fn command() -> Command {
         .subcommand(flags::command())
         .subcommand(Command::new("version").about("Show the version"))
         .subcommand(bench::command())
+        .subcommand(Command::new("bolt").about("Look at and mend database files, as bbolt does"))
 }
 
 fn report(result: anyhow::Result<()>) -> ExitCode {

@@ -5,6 +5,7 @@
 
 mod argv;
 pub mod bench;
+pub mod bolt;
 pub mod flag_file;
 pub mod flags;
 pub mod serve;

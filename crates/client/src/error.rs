@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use keelson_proto::{ApiError, Code};
 
-use crate::transport::NotSent;
+use crate::transport::{Broken, NotSent};
 
 /// An error of the client.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -31,8 +31,30 @@ pub enum Error {
         /// Why not.
         cause: Arc<io::Error>,
     },
-    /// Refused or failed: the server's answer, or a connection that broke under the call (then the
-    /// code is `Unavailable`, and whether a write took place is not known).
+    /// Failed: none of several endpoints could be connected to. The request was not sent.
+    #[error("no endpoint can be reached: {}", listed(.tried))]
+    Unreachable {
+        /// Each endpoint, and why not.
+        tried: Vec<(String, Arc<io::Error>)>,
+    },
+    /// Failed: the connection broke under the call, or the server reset its stream.
+    #[error("the connection to {endpoint} broke: {cause}")]
+    Broken {
+        /// Where to.
+        endpoint: String,
+        /// How.
+        cause: String,
+        /// Whether the server said that it did not begin with the request. Otherwise it is not
+        /// known whether a write took place.
+        unprocessed: bool,
+    },
+    /// Failed: the files of [`crate::Tls`] cannot be used.
+    #[error("TLS: {cause}")]
+    Tls {
+        /// Which file, and why.
+        cause: Arc<io::Error>,
+    },
+    /// Refused or failed: the server's answer.
     #[error("{message}")]
     Status {
         /// The gRPC code.
@@ -41,8 +63,10 @@ pub enum Error {
         message: String,
     },
     /// Failed: no answer in time. Whether a write took place is not known.
-    #[error("no answer within {after:?}")]
+    #[error("no answer from {endpoint} within {after:?}")]
     TimedOut {
+        /// Who was asked last.
+        endpoint: String,
         /// How long was waited.
         after: Duration,
     },
@@ -105,8 +129,10 @@ impl Error {
     #[must_use]
     pub fn code(&self) -> Code {
         match self {
-            Error::Endpoint { .. } | Error::Token => Code::InvalidArgument,
-            Error::Connect { .. } => Code::Unavailable,
+            Error::Endpoint { .. } | Error::Token | Error::Tls { .. } => Code::InvalidArgument,
+            Error::Connect { .. } | Error::Unreachable { .. } | Error::Broken { .. } => {
+                Code::Unavailable
+            }
             Error::Status { code, .. } => *code,
             Error::TimedOut { .. } => Code::DeadlineExceeded,
             Error::WatchCanceled { .. } => self.api().map_or(Code::Canceled, ApiError::code),
@@ -117,24 +143,39 @@ impl Error {
         }
     }
 
-    /// Whether the request certainly did not reach a server.
+    /// Whether the request certainly did not reach a server, or the server said that it did not
+    /// begin with it.
     #[must_use]
     pub fn is_not_sent(&self) -> bool {
         matches!(
             self,
-            Error::Connect { .. } | Error::Endpoint { .. } | Error::Token
+            Error::Connect { .. }
+                | Error::Unreachable { .. }
+                | Error::Endpoint { .. }
+                | Error::Token
+                | Error::Tls { .. }
+                | Error::Broken {
+                    unprocessed: true,
+                    ..
+                }
         )
     }
 }
 
 impl From<tonic::Status> for Error {
     fn from(status: tonic::Status) -> Error {
-        let not_sent =
-            std::error::Error::source(&status).and_then(|source| source.downcast_ref::<NotSent>());
-        if let Some(NotSent { endpoint, cause }) = not_sent {
+        let source = std::error::Error::source(&status);
+        if let Some(not_sent) = source.and_then(|source| source.downcast_ref::<NotSent>()) {
             return Error::Connect {
-                endpoint: endpoint.clone(),
-                cause: Arc::clone(cause),
+                endpoint: not_sent.endpoint.to_string(),
+                cause: Arc::clone(&not_sent.cause),
+            };
+        }
+        if let Some(broken) = source.and_then(|source| source.downcast_ref::<Broken>()) {
+            return Error::Broken {
+                endpoint: broken.endpoint.to_string(),
+                cause: broken.cause.clone(),
+                unprocessed: broken.unprocessed,
             };
         }
         Error::Status {
@@ -142,6 +183,14 @@ impl From<tonic::Status> for Error {
             message: status.message().to_owned(),
         }
     }
+}
+
+fn listed(tried: &[(String, Arc<io::Error>)]) -> String {
+    let each: Vec<String> = tried
+        .iter()
+        .map(|(endpoint, cause)| format!("{endpoint}: {cause}"))
+        .collect();
+    each.join("; ")
 }
 
 fn code_of(code: tonic::Code) -> Code {

@@ -1,15 +1,17 @@
 //! Keeping a lease alive.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use keelson_proto::Code;
 use keelson_proto::rpc::etcdserverpb as pb;
+use keelson_proto::{ApiError, Code};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
+use crate::call::{Limit, Wire};
 use crate::{Client, Error};
 
 /// The pause before a broken stream is opened again (api.md 8.3).
@@ -52,7 +54,7 @@ impl Client {
     pub async fn keep_alive(&self, id: i64) -> Result<KeepAlive, Error> {
         let mut renewal = Renewal::new(self.clone(), id);
         let at = Instant::now();
-        let ttl = renewal.once().await?;
+        let ttl = renewal.within(self.deadline()).await?;
         let (sender, state) = watch::channel(LeaseState::Alive { ttl, at });
         let task = tokio::spawn(renewal.run(ttl, at, sender));
         Ok(KeepAlive { id, state, task })
@@ -63,7 +65,7 @@ impl Client {
     /// # Errors
     /// [`Error::LeaseGone`] if there is no such lease; else as [`Client::put`].
     pub async fn keep_alive_once(&self, id: i64) -> Result<i64, Error> {
-        Renewal::new(self.clone(), id).once().await
+        Renewal::new(self.clone(), id).within(self.deadline()).await
     }
 }
 
@@ -109,11 +111,14 @@ struct Renewal {
     client: Client,
     id: i64,
     stream: Option<Stream>,
+    /// The endpoint on which a renewal has just failed.
+    failed: Option<Arc<str>>,
 }
 
 struct Stream {
     requests: mpsc::Sender<pb::LeaseKeepAliveRequest>,
     answers: Streaming<pb::LeaseKeepAliveResponse>,
+    endpoint: Arc<str>,
 }
 
 impl Renewal {
@@ -122,27 +127,43 @@ impl Renewal {
             client,
             id,
             stream: None,
+            failed: None,
+        }
+    }
+
+    /// Tries until it is renewed, gone or refused, or `until`.
+    async fn within(&mut self, until: Instant) -> Result<i64, Error> {
+        loop {
+            match self.once(until).await {
+                Err(error) if passes(&error) && Instant::now() + REOPEN < until => {
+                    tracing::debug!(%error, lease = self.id, "renewal failed, opening again");
+                    sleep(REOPEN).await;
+                }
+                done => return done,
+            }
         }
     }
 
     /// Sends one renewal and waits for its answer. The stream is dropped on an error.
-    async fn once(&mut self) -> Result<i64, Error> {
-        let mut stream = self.stream.take();
-        let client = self.client.clone();
+    async fn once(&mut self, until: Instant) -> Result<i64, Error> {
         let id = self.id;
-        let answer = client
-            .within(client.deadline(), async {
-                let open = match stream.take() {
-                    Some(open) => {
-                        // Full or closed both show in the answer.
-                        let _full = open.requests.try_send(pb::LeaseKeepAliveRequest { id });
-                        stream.insert(open)
-                    }
-                    None => stream.insert(Stream::open(&client, id).await?),
+        let mut stream = match self.stream.take() {
+            Some(open) => {
+                // Full or closed both show in the answer.
+                let _full = open.requests.try_send(pb::LeaseKeepAliveRequest { id });
+                open
+            }
+            None => {
+                let client = match self.failed.take() {
+                    Some(failed) => self.client.elsewhere(&failed).await,
+                    None => self.client.clone(),
                 };
-                open.answers.message().await.map_err(Error::from)
-            })
-            .await?;
+                Stream::open(&client, id, until).await?
+            }
+        };
+        self.failed = Some(Arc::clone(&stream.endpoint));
+        let answer = async { Ok(stream.answers.message().await?) };
+        let answer = self.client.within(until, &stream.endpoint, answer).await?;
         let answer = answer.ok_or(Error::Status {
             code: Code::Unavailable,
             message: "the stream of renewals ended".to_owned(),
@@ -150,7 +171,8 @@ impl Renewal {
         if answer.ttl <= 0 {
             return Err(Error::LeaseGone { id });
         }
-        self.stream = stream;
+        self.stream = Some(stream);
+        self.failed = None;
         Ok(answer.ttl)
     }
 
@@ -159,7 +181,7 @@ impl Renewal {
             let whole = Duration::from_secs(ttl.unsigned_abs().min(TTL_MAX));
             let expiry = at + whole;
             sleep(whole / 3).await;
-            match timeout_at(expiry, self.renewed()).await {
+            match timeout_at(expiry, self.renewed(whole / 3)).await {
                 Ok(Ok((renewed, sent))) => {
                     ttl = renewed;
                     at = sent;
@@ -173,15 +195,20 @@ impl Renewal {
         state.send_replace(end);
     }
 
-    /// Tries until it is renewed, gone or refused.
-    async fn renewed(&mut self) -> Result<(i64, Instant), Error> {
+    /// Tries until it is renewed, gone or refused. A server that does not answer within `patience`
+    /// is left for another one while there is time.
+    async fn renewed(&mut self, patience: Duration) -> Result<(i64, Instant), Error> {
+        let patience = patience.min(self.client.timeout);
+        let mut pause = Duration::ZERO;
         loop {
             let sent = Instant::now();
-            match self.once().await {
+            match self.once(sent + patience).await {
                 Ok(ttl) => return Ok((ttl, sent)),
                 Err(error) if passes(&error) => {
                     tracing::debug!(%error, lease = self.id, "renewal failed, opening again");
-                    sleep(REOPEN).await;
+                    // At once the first time: the next endpoint may well be there.
+                    sleep(pause.min(patience)).await;
+                    pause = REOPEN;
                 }
                 Err(error) => return Err(error),
             }
@@ -191,35 +218,44 @@ impl Renewal {
 
 impl Stream {
     /// Opens a stream whose first request is on its way.
-    async fn open(client: &Client, id: i64) -> Result<Stream, Error> {
-        let opened = Stream::attempt(client, id).await;
-        match opened {
+    async fn open(client: &Client, id: i64, until: Instant) -> Result<Stream, Error> {
+        if client.wants_token() {
+            client.renew_token(None, until).await?;
+        }
+        let used = client.token();
+        match Stream::attempt(client, id, until).await {
             Err(error) if client.renews_for(&error) => {
-                client.renew_token(client.token().as_ref()).await?;
-                Stream::attempt(client, id).await
+                client.renew_token(used.as_ref(), until).await?;
+                Stream::attempt(client, id, until).await
             }
             opened => opened,
         }
     }
 
-    async fn attempt(client: &Client, id: i64) -> Result<Stream, Error> {
+    async fn attempt(client: &Client, id: i64, until: Instant) -> Result<Stream, Error> {
         let (requests, receiver) = mpsc::channel(1);
         // The channel is new and has room.
         let _has_room = requests.try_send(pb::LeaseKeepAliveRequest { id });
         let request = ReceiverStream::new(receiver);
-        let answers = client
-            .attempt(request, None, |wire, request| async move {
+        let limit = Limit { until, told: false };
+        let opened = client
+            .attempt(request, limit, &|wire: Wire, request| async move {
                 wire.lease().lease_keep_alive(request).await
             })
             .await?;
-        Ok(Stream { requests, answers })
+        Ok(Stream {
+            requests,
+            answers: opened.message,
+            endpoint: opened.endpoint,
+        })
     }
 }
 
-/// Whether trying again may help: the server or the way to it is not there now.
+/// Whether trying again may help: the server or the way to it is not there now, or another member
+/// can do it.
 fn passes(error: &Error) -> bool {
     matches!(
         error.code(),
         Code::Unavailable | Code::Internal | Code::DeadlineExceeded
-    )
+    ) || error.api() == Some(ApiError::NotSupportedForLearner)
 }

@@ -1,6 +1,7 @@
 //! Keys.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use keelson_proto::rpc::etcdserverpb as pb;
 use tonic::Streaming;
@@ -12,8 +13,9 @@ impl Client {
     /// Writes a key: a [`crate::Put`] or the wire's request.
     ///
     /// # Errors
-    /// [`Error::Status`] with what the server refuses, or why it is not known whether the write
-    /// took place; [`Error::Connect`] and [`Error::TimedOut`].
+    /// [`Error::Status`] with what the server says; [`Error::Broken`] and [`Error::TimedOut`], after
+    /// which it is not known whether the write took place; [`Error::Connect`] and
+    /// [`Error::Unreachable`], after which it did not.
     pub async fn put(&self, request: impl Into<pb::PutRequest>) -> Result<pb::PutResponse, Error> {
         self.call(Kind::Write, request.into(), |wire, request| async move {
             wire.kv().put(request).await
@@ -44,14 +46,15 @@ impl Client {
         &self,
         request: impl Into<pb::RangeRequest>,
     ) -> Result<RangeStream, Error> {
-        let streaming = self
+        let opened = self
             .open(Kind::Read, request.into(), |wire, request| async move {
                 wire.kv().range_stream(request).await
             })
             .await?;
         Ok(RangeStream {
             client: self.clone(),
-            streaming,
+            streaming: opened.message,
+            endpoint: opened.endpoint,
         })
     }
 
@@ -125,6 +128,7 @@ fn writes(txn: &pb::TxnRequest) -> bool {
 pub struct RangeStream {
     client: Client,
     streaming: Streaming<pb::RangeStreamResponse>,
+    endpoint: Arc<str>,
 }
 
 impl RangeStream {
@@ -132,11 +136,12 @@ impl RangeStream {
     /// them.
     ///
     /// # Errors
-    /// [`Error::Status`] if the stream broke, [`Error::TimedOut`] if no piece came in the time of a
+    /// [`Error::Broken`] or [`Error::Status`] if the stream broke, [`Error::TimedOut`] if no piece came in the time of a
     /// call. A stream that failed cannot go on.
     pub async fn next(&mut self) -> Result<Option<pb::RangeResponse>, Error> {
         let message = async { Ok(self.streaming.message().await?) };
-        let answer = self.client.within(self.client.deadline(), message).await?;
+        let until = self.client.deadline();
+        let answer = self.client.within(until, &self.endpoint, message).await?;
         Ok(answer.map(|answer| answer.range_response.unwrap_or_default()))
     }
 

@@ -22,6 +22,7 @@ const DIGEST_LEN: u64 = 32;
 pub struct Snapshot {
     client: Client,
     streaming: Streaming<pb::SnapshotResponse>,
+    endpoint: Arc<str>,
     version: String,
 }
 
@@ -31,7 +32,7 @@ impl Client {
     /// # Errors
     /// As [`Client::put`].
     pub async fn snapshot(&self) -> Result<Snapshot, Error> {
-        let streaming = self
+        let opened = self
             .open(
                 Kind::Read,
                 pb::SnapshotRequest {},
@@ -40,7 +41,8 @@ impl Client {
             .await?;
         Ok(Snapshot {
             client: self.clone(),
-            streaming,
+            streaming: opened.message,
+            endpoint: opened.endpoint,
             version: String::new(),
         })
     }
@@ -50,11 +52,12 @@ impl Snapshot {
     /// The next bytes; `None` after the last.
     ///
     /// # Errors
-    /// [`Error::Status`] if the stream broke, [`Error::TimedOut`] if no piece came in the time of a
+    /// [`Error::Broken`] or [`Error::Status`] if the stream broke, [`Error::TimedOut`] if no piece came in the time of a
     /// call.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Error> {
         let message = async { Ok(self.streaming.message().await?) };
-        let answer = self.client.within(self.client.deadline(), message).await?;
+        let until = self.client.deadline();
+        let answer = self.client.within(until, &self.endpoint, message).await?;
         Ok(answer.map(|piece| {
             self.version = piece.version;
             piece.blob

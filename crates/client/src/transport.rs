@@ -1,28 +1,30 @@
-//! One HTTP/2 connection to one endpoint, made again when it breaks.
+//! One HTTP/2 connection: how it is made, and how calls go over it.
 //!
 //! tonic's own channel sends every request through a queue to a task of its own; a client that is
 //! also the load generator cannot afford that. Here a call takes a handle of the connection and
 //! writes to it.
 
+use std::error::Error as _;
 use std::fmt;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
 
-use http_body_util::BodyExt as _;
-use http_body_util::combinators::MapErr;
+use bytes::Bytes;
+use http::Uri;
+use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::time::timeout;
 use tonic::Status;
 use tonic::body::Body;
 
-use crate::endpoint::{Endpoint, Target};
+use crate::endpoint::{Endpoint, Security, Target};
+use crate::{Options, Tls};
 
 /// What one stream may have in flight towards us, in bytes.
 const STREAM_WINDOW: u32 = 1 << 20;
@@ -30,15 +32,12 @@ const STREAM_WINDOW: u32 = 1 << 20;
 /// the others. Memory is bounded by the number of streams.
 const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 /// How long the answer to a ping is waited for.
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(6);
-
-pub(crate) type ResponseBody = MapErr<Incoming, fn(hyper::Error) -> Status>;
-type Connection = SendRequest<Body>;
+const KEEP_ALIVE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(6);
 
 /// Says that a request certainly did not leave this process; travels as the source of a `Status`.
 #[derive(Debug)]
 pub(crate) struct NotSent {
-    pub(crate) endpoint: String,
+    pub(crate) endpoint: Arc<str>,
     pub(crate) cause: Arc<io::Error>,
 }
 
@@ -50,160 +49,249 @@ impl fmt::Display for NotSent {
 
 impl std::error::Error for NotSent {}
 
-/// The connection. Clones share it.
+/// Says that a connection broke under a call; travels as the source of a `Status`.
+#[derive(Debug)]
+pub(crate) struct Broken {
+    pub(crate) endpoint: Arc<str>,
+    pub(crate) cause: String,
+    pub(crate) unprocessed: bool,
+}
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "transport: {}: {}", self.endpoint, self.cause)
+    }
+}
+
+impl std::error::Error for Broken {}
+
+/// A connection that stands, or stood. Clones share it.
 #[derive(Clone)]
-pub(crate) struct Transport {
+pub(crate) struct Connection {
+    sender: SendRequest<Body>,
     shared: Arc<Shared>,
 }
 
 struct Shared {
-    endpoint: Endpoint,
-    connect_timeout: Duration,
-    keep_alive: Option<Duration>,
-    current: Mutex<Option<Connection>>,
-    /// Held while a connection is made, so that many calls make one.
-    connecting: tokio::sync::Mutex<()>,
+    endpoint: Arc<str>,
+    origin: Uri,
+    /// Whether anything was ever answered on it.
+    answered: AtomicBool,
+    /// Set by a call that found it broken, before the connection's own task has noticed.
+    broken: AtomicBool,
 }
 
-impl Transport {
-    pub(crate) fn new(
-        endpoint: Endpoint,
-        connect_timeout: Duration,
-        keep_alive: Option<Duration>,
-    ) -> Transport {
-        Transport {
-            shared: Arc::new(Shared {
-                endpoint,
-                connect_timeout,
-                keep_alive,
-                current: Mutex::new(None),
-                connecting: tokio::sync::Mutex::new(()),
-            }),
-        }
-    }
-
-    /// The connection that stands, or a new one.
-    pub(crate) async fn connect(&self) -> Result<(), Status> {
-        self.connection().await.map(drop)
-    }
-
-    async fn connection(&self) -> Result<Connection, Status> {
-        if let Some(connection) = self.standing() {
-            return Ok(connection);
-        }
-        let _one_at_a_time = self.shared.connecting.lock().await;
-        if let Some(connection) = self.standing() {
-            return Ok(connection);
-        }
-        let made = timeout(self.shared.connect_timeout, self.handshake()).await;
-        let connection = made
-            .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "timed out")))
-            .map_err(|cause| self.not_sent(cause))?;
-        *self.lock() = Some(connection.clone());
-        Ok(connection)
-    }
-
-    fn standing(&self) -> Option<Connection> {
-        self.lock()
-            .as_ref()
-            .filter(|connection| !connection.is_closed())
-            .cloned()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<Connection>> {
-        // The slot is replaced whole, so it is sound whatever its holder did.
-        self.shared
-            .current
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    async fn handshake(&self) -> io::Result<Connection> {
-        match &self.shared.endpoint.target {
+impl Connection {
+    /// Connects, without a limit of time. Errors of calls say `name`.
+    ///
+    /// # Errors
+    /// Why not, as the operating system, TLS or HTTP/2 say it.
+    pub(crate) async fn open(
+        endpoint: &Endpoint,
+        name: Arc<str>,
+        options: &Options,
+    ) -> io::Result<Connection> {
+        let tls = match (endpoint.security, &options.tls) {
+            (Security::Never, _) | (Security::Optional, None) => None,
+            (Security::Optional | Security::Always, tls) => Some(tls.clone().unwrap_or_default()),
+        };
+        let encrypted = tls.is_some();
+        let origin = endpoint.origin(encrypted).map_err(io::Error::other)?;
+        let host = endpoint.host();
+        let sender = match &endpoint.target {
             Target::Tcp(address) => {
                 let stream = TcpStream::connect(address.as_str()).await?;
                 stream.set_nodelay(true)?;
-                self.start(TokioIo::new(stream)).await
+                secure(stream, tls, host, options).await?
             }
             Target::Unix(path) => {
-                let stream = UnixStream::connect(path).await?;
-                self.start(TokioIo::new(stream)).await
+                secure(UnixStream::connect(path).await?, tls, host, options).await?
+            }
+        };
+        Ok(Connection {
+            sender,
+            shared: Arc::new(Shared {
+                endpoint: name,
+                origin,
+                answered: AtomicBool::new(false),
+                broken: AtomicBool::new(false),
+            }),
+        })
+    }
+
+    /// Where it goes to, as errors name it.
+    pub(crate) fn endpoint(&self) -> &Arc<str> {
+        &self.shared.endpoint
+    }
+
+    /// Scheme and authority of requests on it.
+    pub(crate) fn origin(&self) -> &Uri {
+        &self.shared.origin
+    }
+
+    /// Whether no more requests can go over it.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.shared.broken.load(Ordering::Relaxed) || self.sender.is_closed()
+    }
+
+    /// Whether anything was ever answered on it: the other side is a server that works.
+    pub(crate) fn has_answered(&self) -> bool {
+        self.shared.answered.load(Ordering::Relaxed)
+    }
+
+    async fn send(
+        mut self,
+        request: http::Request<Body>,
+    ) -> Result<http::Response<ResponseBody>, Status> {
+        match self.sender.try_send_request(request).await {
+            Ok(response) => {
+                if !self.has_answered() {
+                    self.shared.answered.store(true, Ordering::Relaxed);
+                }
+                let endpoint = Arc::clone(&self.shared.endpoint);
+                Ok(response.map(|incoming| ResponseBody { incoming, endpoint }))
+            }
+            Err(mut error) => {
+                let unsent = error.take_message().is_some();
+                let error = error.into_error();
+                if unsent {
+                    self.shared.broken.store(true, Ordering::Relaxed);
+                    return Err(self.not_sent(&error));
+                }
+                if !is_reset(&error) {
+                    self.shared.broken.store(true, Ordering::Relaxed);
+                }
+                Err(lost(&self.shared.endpoint, &error))
             }
         }
     }
 
-    async fn start<T>(&self, io: T) -> io::Result<Connection>
-    where
-        T: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
-    {
-        let mut builder = Builder::new(TokioExecutor::new());
-        builder
-            .timer(TokioTimer::new())
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .keep_alive_interval(self.shared.keep_alive)
-            .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-            .keep_alive_while_idle(false);
-        let (sender, connection) = builder.handshake(io).await.map_err(io::Error::other)?;
-        // Ends when the connection breaks, or when the last sender is dropped and all streams are done.
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "connection ended");
-            }
-        });
-        Ok(sender)
-    }
-
-    fn not_sent(&self, cause: io::Error) -> Status {
+    fn not_sent(&self, error: &hyper::Error) -> Status {
         let not_sent = NotSent {
-            endpoint: self.shared.endpoint.to_string(),
-            cause: Arc::new(cause),
+            endpoint: Arc::clone(&self.shared.endpoint),
+            cause: Arc::new(io::Error::new(
+                io::ErrorKind::ConnectionAborted,
+                whole_text(error),
+            )),
         };
         let mut status = Status::unavailable(not_sent.to_string());
         status.set_source(Arc::new(not_sent));
         status
     }
+}
 
-    async fn send(
-        self,
-        request: http::Request<Body>,
-    ) -> Result<http::Response<ResponseBody>, Status> {
-        let mut connection = self.connection().await?;
-        let sent = match connection.try_send_request(request).await {
-            Ok(response) => Ok(response),
-            Err(mut error) => match error.take_message() {
-                // The connection was closed before anything of this request went out.
-                Some(request) => {
-                    self.lock().take_if(|connection| connection.is_closed());
-                    let mut connection = self.connection().await?;
-                    connection.send_request(request).await
-                }
-                None => Err(error.into_error()),
-            },
-        };
-        match sent {
-            Ok(response) => {
-                Ok(response.map(|body| body.map_err(lost as fn(hyper::Error) -> Status)))
-            }
-            Err(error) => Err(lost(error)),
-        }
+/// Speaks HTTP/2 over `stream`, within TLS if there is to be any.
+async fn secure<T>(
+    stream: T,
+    tls: Option<Tls>,
+    host: &str,
+    options: &Options,
+) -> io::Result<SendRequest<Body>>
+where
+    T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    match tls {
+        None => start(stream, options).await,
+        Some(tls) => start(tls.wrap(stream, host).await?, options).await,
     }
 }
 
-/// A connection that broke, or a stream that was reset: gRPC says `Unavailable`.
-#[expect(clippy::needless_pass_by_value, reason = "the shape `map_err` wants")]
-fn lost(error: hyper::Error) -> Status {
-    let mut text = format!("transport: {error}");
-    let mut source = std::error::Error::source(&error);
+async fn start<T>(stream: T, options: &Options) -> io::Result<SendRequest<Body>>
+where
+    T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .keep_alive_interval(options.keep_alive)
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+        .keep_alive_while_idle(false);
+    let (sender, connection) = builder
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(io::Error::other)?;
+    // Ends when the connection breaks, or when the last sender is dropped and all streams are done.
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "connection ended");
+        }
+    });
+    Ok(sender)
+}
+
+/// Whether only the stream ended, and others on the connection go on.
+fn is_reset(error: &hyper::Error) -> bool {
+    h2_cause(error).is_some_and(h2::Error::is_reset)
+}
+
+fn h2_cause(error: &hyper::Error) -> Option<&h2::Error> {
+    error.source().and_then(|source| source.downcast_ref())
+}
+
+/// Whether the server said that it did not begin with the request (RFC 9113, 8.7): it refused the
+/// stream, or it goes away and named an earlier stream as its last.
+fn is_unprocessed(error: &hyper::Error) -> bool {
+    h2_cause(error).is_some_and(|cause| {
+        let reason = cause.reason();
+        cause.is_remote()
+            && (cause.is_reset() && reason == Some(h2::Reason::REFUSED_STREAM)
+                || cause.is_go_away() && reason == Some(h2::Reason::NO_ERROR))
+    })
+}
+
+fn whole_text(error: &hyper::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
     while let Some(inner) = source {
         text.push_str(": ");
         text.push_str(&inner.to_string());
         source = inner.source();
     }
-    Status::unavailable(text)
+    text
 }
 
-impl tower_service::Service<http::Request<Body>> for Transport {
+/// A connection that broke, or a stream that was reset: gRPC says `Unavailable`.
+fn lost(endpoint: &Arc<str>, error: &hyper::Error) -> Status {
+    let broken = Broken {
+        endpoint: Arc::clone(endpoint),
+        cause: whole_text(error),
+        unprocessed: is_unprocessed(error),
+    };
+    let mut status = Status::unavailable(broken.to_string());
+    status.set_source(Arc::new(broken));
+    status
+}
+
+/// An answer's body, whose errors name the endpoint.
+pub(crate) struct ResponseBody {
+    incoming: Incoming,
+    endpoint: Arc<str>,
+}
+
+impl http_body::Body for ResponseBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let frame = ready!(Pin::new(&mut self.incoming).poll_frame(context));
+        Poll::Ready(frame.map(|frame| frame.map_err(|error| lost(&self.endpoint, &error))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}
+
+impl tower_service::Service<http::Request<Body>> for Connection {
     type Response = http::Response<ResponseBody>;
     type Error = Status;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Status>> + Send>>;

@@ -1,10 +1,11 @@
 //! Watches that survive the connection they run on.
 //!
 //! A [`Watcher`] has a stream of its own. Its invariant is `next`: every event before that revision
-//! was delivered, none from it on. A broken stream is opened again from there, so that nothing is
-//! missed and nothing comes twice. It moves when a whole batch is handed out, and when the server
+//! was delivered, none from it on. A broken stream is opened again from there, at the endpoint whose
+//! turn it is, so that nothing is missed and nothing comes twice. It moves when a whole batch is handed out, and when the server
 //! says that there was nothing up to a revision (progress).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use keelson_proto::Code;
@@ -13,11 +14,11 @@ use keelson_proto::rpc::etcdserverpb::watch_create_request::FilterType;
 use keelson_proto::rpc::etcdserverpb::watch_request::RequestUnion;
 use keelson_proto::rpc::mvccpb::Event;
 use tokio::sync::mpsc;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
-use crate::call::asks_for_a_token;
+use crate::call::{Limit, Wire};
 use crate::request::{over_spans, wraps};
 use crate::{Client, Error, Span};
 
@@ -93,7 +94,8 @@ impl Watch {
 /// What a watcher sees at once: whole revisions, in order.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Batch {
-    /// The server's revision when it sent this; without events, all events up to it were delivered.
+    /// The cluster's revision when this was sent, as far as the watch knows; it does not go back on
+    /// a server that lags behind another. Without events, all events up to it were delivered.
     pub revision: i64,
     /// The events; none: this is a notice of progress.
     pub events: Vec<Event>,
@@ -115,19 +117,20 @@ impl Client {
             position: Position::new(request.start_revision),
             request,
             stream: None,
+            failed: None,
             pause: Duration::ZERO,
             ended: false,
         };
-        let opened = self.within(self.deadline(), async {
-            loop {
-                match watcher.open().await {
-                    Err(Error::Connect { .. }) => sleep(REOPEN_MIN).await,
-                    opened => return opened,
+        let until = self.deadline();
+        loop {
+            match watcher.open(until).await {
+                Ok(()) => return Ok(watcher),
+                Err(error) if passes(&error) && Instant::now() + REOPEN_MIN < until => {
+                    sleep(REOPEN_MIN).await;
                 }
+                Err(error) => return Err(error),
             }
-        });
-        opened.await?;
-        Ok(watcher)
+        }
     }
 
     /// A stream of watches without any help: no resume, no sorting out of answers.
@@ -135,8 +138,7 @@ impl Client {
     /// # Errors
     /// As [`Client::put`].
     pub async fn watch_raw(&self, first: pb::WatchCreateRequest) -> Result<RawWatch, Error> {
-        self.within(self.deadline(), RawWatch::open(self, first))
-            .await
+        RawWatch::open(self, first, self.deadline()).await
     }
 }
 
@@ -145,23 +147,39 @@ impl Client {
 pub struct RawWatch {
     requests: mpsc::Sender<pb::WatchRequest>,
     answers: Streaming<pb::WatchResponse>,
+    endpoint: Arc<str>,
 }
 
 impl RawWatch {
-    async fn open(client: &Client, first: pb::WatchCreateRequest) -> Result<RawWatch, Error> {
+    async fn open(
+        client: &Client,
+        first: pb::WatchCreateRequest,
+        until: Instant,
+    ) -> Result<RawWatch, Error> {
         if client.wants_token() {
-            client.renew_token(None).await?;
+            client.renew_token(None, until).await?;
         }
         let (requests, receiver) = mpsc::channel(REQUESTS_MAX);
         // A server need not answer before it has a request. The channel is new and has room.
         let _has_room = requests.try_send(wire(RequestUnion::CreateRequest(first)));
         let request = ReceiverStream::new(receiver);
-        let answers = client
-            .attempt(request, None, |wire, request| async move {
+        let limit = Limit { until, told: false };
+        let opened = client
+            .attempt(request, limit, &|wire: Wire, request| async move {
                 wire.watch().watch(request).await
             })
             .await?;
-        Ok(RawWatch { requests, answers })
+        Ok(RawWatch {
+            requests,
+            answers: opened.message,
+            endpoint: opened.endpoint,
+        })
+    }
+
+    /// Which endpoint it runs on.
+    #[must_use]
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
     }
 
     /// Sends a request. Waits while many are waiting to be sent.
@@ -178,7 +196,7 @@ impl RawWatch {
     /// The next answer; `None` if the server ended the stream. May be dropped and called again.
     ///
     /// # Errors
-    /// [`Error::Status`] if the stream broke.
+    /// [`Error::Broken`] or [`Error::Status`] if the stream broke.
     pub async fn next(&mut self) -> Result<Option<pb::WatchResponse>, Error> {
         Ok(self.answers.message().await?)
     }
@@ -191,6 +209,8 @@ pub struct Watcher {
     request: pb::WatchCreateRequest,
     position: Position,
     stream: Option<Open>,
+    /// The endpoint on which the last stream broke.
+    failed: Option<Arc<str>>,
     pause: Duration,
     ended: bool,
 }
@@ -242,6 +262,12 @@ impl Watcher {
         Ok(None)
     }
 
+    /// Which endpoint it runs on; `None` between two.
+    #[must_use]
+    pub fn endpoint(&self) -> Option<&str> {
+        self.stream.as_ref().map(|open| open.raw.endpoint())
+    }
+
     /// The revision from which the watch goes on; 0 before it is known.
     #[must_use]
     pub fn next_revision(&self) -> i64 {
@@ -271,7 +297,8 @@ impl Watcher {
         let Some(mut open) = self.stream.take() else {
             return Ok(());
         };
-        let canceled = async {
+        let endpoint = Arc::clone(&open.raw.endpoint);
+        let canceled = async move {
             let request = pb::WatchCancelRequest { watch_id: open.id };
             let sent = open.raw.send(RequestUnion::CancelRequest(request)).await;
             // A stream that is gone has no watch on it.
@@ -283,15 +310,15 @@ impl Watcher {
             }
             Ok(())
         };
-        self.client.within(self.client.deadline(), canceled).await
+        let until = self.client.deadline();
+        self.client.within(until, &endpoint, canceled).await
     }
 
     async fn reopen(&mut self) -> Result<(), Error> {
         loop {
             sleep(self.pause).await;
             self.pause = (self.pause * 2).clamp(REOPEN_MIN, REOPEN_MAX);
-            let client = self.client.clone();
-            match client.within(client.deadline(), self.open()).await {
+            match self.open(self.client.deadline()).await {
                 Ok(()) => return Ok(()),
                 Err(error) if passes(&error) => {
                     tracing::debug!(%error, next = self.position.next, "watch not resumed yet");
@@ -302,30 +329,39 @@ impl Watcher {
     }
 
     /// Opens a stream, creates the watch on it, renews a token that ran out.
-    async fn open(&mut self) -> Result<(), Error> {
-        match self.create().await {
+    async fn open(&mut self, until: Instant) -> Result<(), Error> {
+        let used = self.client.token();
+        match self.create(until).await {
             Err(error) if self.client.renews_for(&error) => {
-                let used = self.client.token();
-                self.client.renew_token(used.as_ref()).await?;
-                self.create().await
+                self.client.renew_token(used.as_ref(), until).await?;
+                self.create(until).await
             }
             created => created,
         }
     }
 
-    async fn create(&mut self) -> Result<(), Error> {
+    async fn create(&mut self, until: Instant) -> Result<(), Error> {
         let mut request = self.request.clone();
         request.start_revision = self.position.next;
-        let mut raw = RawWatch::open(&self.client, request).await?;
-        let created = loop {
-            let answer = raw.next().await?.ok_or_else(stream_ended)?;
-            if answer.created {
-                break answer;
+        let client = match self.failed.take() {
+            Some(failed) => self.client.elsewhere(&failed).await,
+            None => self.client.clone(),
+        };
+        let mut raw = RawWatch::open(&client, request, until).await?;
+        let endpoint = Arc::clone(&raw.endpoint);
+        let first = async {
+            loop {
+                let answer = raw.next().await?.ok_or_else(stream_ended)?;
+                if answer.created {
+                    return Ok(answer);
+                }
             }
         };
+        let created = self.client.within(until, &endpoint, first).await?;
         if created.canceled {
             return Err(refusal(&created, self.position.next));
         }
+        tracing::debug!(%endpoint, next = self.position.next, "watch stands");
         self.position.stands_at(revision_of(&created));
         self.stream = Some(Open {
             raw,
@@ -336,7 +372,7 @@ impl Watcher {
 
     fn broken(&mut self, error: &Error) {
         tracing::debug!(%error, next = self.position.next, "watch stream broke, resuming");
-        self.stream = None;
+        self.failed = self.stream.take().map(|open| open.raw.endpoint);
         self.position.partial.clear();
         self.pause = (self.pause * 2).clamp(REOPEN_MIN, REOPEN_MAX);
     }
@@ -353,6 +389,8 @@ impl Watcher {
 struct Position {
     /// Every event before this was delivered, none from it on; 0: not known yet.
     next: i64,
+    /// The highest revision that a server has named. Another one may lag behind it.
+    seen: i64,
     /// Events of a batch of which pieces are still to come.
     partial: Vec<Event>,
 }
@@ -361,6 +399,7 @@ impl Position {
     fn new(next: i64) -> Position {
         Position {
             next,
+            seen: 0,
             partial: Vec::new(),
         }
     }
@@ -368,6 +407,7 @@ impl Position {
     /// The watch was created while the server was at `revision`.
     fn stands_at(&mut self, revision: i64) {
         self.partial.clear();
+        self.seen = self.seen.max(revision);
         if self.next == 0 {
             self.next = revision + 1;
         }
@@ -375,12 +415,13 @@ impl Position {
 
     /// What an answer adds, if it makes a batch whole.
     fn take(&mut self, answer: pb::WatchResponse) -> Option<Batch> {
-        let revision = revision_of(&answer);
+        self.seen = self.seen.max(revision_of(&answer));
+        let revision = self.seen;
         if answer.events.is_empty() {
             if answer.created || answer.fragment || !self.partial.is_empty() {
                 return None;
             }
-            self.next = self.next.max(revision.saturating_add(1));
+            self.next = self.next.max(revision_of(&answer).saturating_add(1));
             return Some(Batch {
                 revision,
                 events: Vec::new(),
@@ -403,13 +444,6 @@ impl Position {
         let last = events.last().map(mod_revision)?;
         self.next = last.saturating_add(1);
         Some(Batch { revision, events })
-    }
-}
-
-impl Client {
-    /// Whether a fresh token may help after `error`, and can be had.
-    pub(crate) fn renews_for(&self, error: &Error) -> bool {
-        self.shared.options.user.is_some() && asks_for_a_token(error)
     }
 }
 

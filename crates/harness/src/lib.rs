@@ -4,11 +4,13 @@
 //! [`TestMember`] runs a member inside the test, [`Process`] a program that takes etcd's flags, ours or
 //! the real one.
 
+mod faulty;
 mod log;
 mod member;
 mod ports;
 mod process;
 
+pub use faulty::Faults;
 pub use log::LogLine;
 pub use member::TestMember;
 pub use ports::free_port;

@@ -13,6 +13,8 @@ use keelson_server::config::Config;
 use keelson_server::url::Url;
 use tempfile::TempDir;
 
+use crate::Faults;
+
 /// How long a port of ours is waited for, should another program hold it for a moment.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How often it is tried.
@@ -28,6 +30,7 @@ pub struct TestMember {
     client_port: u16,
     peer_port: u16,
     adjust: Adjust,
+    faults: Faults,
     member: Option<Member>,
     /// Removed when dropped, if the directory is ours.
     _owned: Option<TempDir>,
@@ -62,6 +65,14 @@ impl TestMember {
         data_dir: &Path,
         adjust: impl Fn(&mut Config) + Send + 'static,
     ) -> anyhow::Result<TestMember> {
+        TestMember::start_on_free_ports(data_dir, &Faults::default(), adjust)
+    }
+
+    fn start_on_free_ports(
+        data_dir: &Path,
+        faults: &Faults,
+        adjust: impl Fn(&mut Config) + Send + 'static,
+    ) -> anyhow::Result<TestMember> {
         let clients = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let peers = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let mut member = TestMember {
@@ -69,10 +80,26 @@ impl TestMember {
             client_port: clients.local_addr()?.port(),
             peer_port: peers.local_addr()?.port(),
             adjust: Box::new(adjust),
+            faults: faults.clone(),
             member: None,
             _owned: None,
         };
         member.start_on(clients, peers)?;
+        Ok(member)
+    }
+
+    /// As [`TestMember::start_with`], in a world that `faults` changes.
+    ///
+    /// # Errors
+    /// As [`TestMember::start`].
+    pub fn start_faulty(
+        faults: &Faults,
+        adjust: impl Fn(&mut Config) + Send + 'static,
+    ) -> anyhow::Result<TestMember> {
+        let dir = tempfile::tempdir()?;
+        let data_dir = dir.path().join("data");
+        let mut member = TestMember::start_on_free_ports(&data_dir, faults, adjust)?;
+        member._owned = Some(dir);
         Ok(member)
     }
 
@@ -104,7 +131,8 @@ impl TestMember {
         };
         (self.adjust)(&mut config);
         let checked = config.check()?;
-        let member = apart(|| Member::start(checked)).context("start the member")?;
+        let member =
+            apart(|| Member::start_in(checked, self.faults.env())).context("start the member")?;
         self.member = Some(member);
         Ok(())
     }

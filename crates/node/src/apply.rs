@@ -382,6 +382,9 @@ impl Applier {
                 self.snapshot_now = true;
             }
             Effect::PromoteLessor => self.promote(entry.term),
+            Effect::AssignToken { user, token } => {
+                self.links.watchers.token_assigned(&user, &token);
+            }
             Effect::RevokeTokens { user } => self.links.watchers.tokens_revoked(user.as_deref()),
             Effect::Stop(reason) => return Err(Error::Entry(reason)),
             // The store may learn to ask for more; what is not understood must not pass unseen.

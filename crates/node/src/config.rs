@@ -81,6 +81,11 @@ pub struct Config {
     pub max_request_bytes: usize,
     /// `--auto-compaction-mode` and `--auto-compaction-retention`.
     pub auto_compaction: AutoCompaction,
+    /// `--corrupt-check-time`: how often a leader compares all members; `None` for never.
+    pub corrupt_check: Option<Duration>,
+    /// `--compact-hash-check-time`, with the gate `CompactHashCheck`: how often a leader compares the
+    /// hashes of compactions; `None` for never.
+    pub compact_hash_check: Option<Duration>,
     /// `--warning-apply-duration`.
     pub slow_apply: Duration,
     /// How long a compaction waits for somebody who reads what it removes; past it, the answer of
@@ -119,6 +124,8 @@ impl Config {
             lease_checkpoints: false,
             max_request_bytes: 1_572_864,
             auto_compaction: AutoCompaction::Off,
+            corrupt_check: None,
+            compact_hash_check: None,
             slow_apply: Duration::from_millis(100),
             reader_patience: Duration::from_secs(30),
             unsafe_no_fsync: false,

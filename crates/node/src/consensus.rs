@@ -11,13 +11,14 @@ use keelson_proto::ids::{MemberId, RequestId, Term};
 use keelson_raft::AnyConfChange;
 
 use crate::apply::ApplyRequest;
+use crate::checker::{CHECKER, CheckEvent};
 use crate::core::{Content, Core, Input, Outputs, Proposal};
 use crate::duty::DutyEvent;
 use crate::env::millis;
 use crate::links::Links;
 use crate::log::LogRequest;
 use crate::mailbox::Taken;
-use crate::ticket::{Asker, Outbox, Reply, Waiter};
+use crate::ticket::{Asker, Outbox, Reply, Ticket, Waiter};
 
 /// How long a change of the membership is remembered. etcd sets no limit: its caller waits as long as
 /// it likes, and this is longer.
@@ -207,10 +208,10 @@ impl Consensus {
         links.proposals.release(outputs.released_bytes);
         let mut outbox = Outbox::default();
         for ticket in outputs.readable {
-            outbox.add(ticket, Reply::Readable);
+            answer_read(&links, &mut outbox, ticket, Ok(()));
         }
         for ticket in outputs.unreadable {
-            outbox.add(ticket, Reply::Refused(ApiError::LeaderChanged));
+            answer_read(&links, &mut outbox, ticket, Err(ApiError::LeaderChanged));
         }
         for (ticket, progress) in outputs.progress {
             outbox.add(ticket, Reply::Progress(progress));
@@ -244,8 +245,19 @@ impl Consensus {
         if self.led != view.leads {
             self.led = view.leads;
             drop(links.duty.push_always(DutyEvent::Leads(view.leads), 1));
+            drop(links.check.push_always(CheckEvent::Leads(view.leads), 1));
         }
     }
+}
+
+/// Answers a read barrier, of a handler or of the member itself.
+fn answer_read(links: &Links, outbox: &mut Outbox, ticket: Ticket, result: Result<(), ApiError>) {
+    if ticket.thread == CHECKER {
+        let event = CheckEvent::Barrier(ticket, result);
+        return drop(links.check.push_always(event, 1));
+    }
+    let reply = result.map_or_else(Reply::Refused, |()| Reply::Readable);
+    outbox.add(ticket, reply);
 }
 
 fn adds_voter(change: &AnyConfChange) -> bool {

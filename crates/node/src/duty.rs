@@ -14,21 +14,25 @@ use keelson_proto::rpc::etcdserverpb::{
     LeaseRevokeRequest, alarm_request::AlarmAction,
 };
 use keelson_proto::rpc::membershippb::{
-    Attributes, ClusterMemberAttrSetRequest, ClusterVersionSetRequest,
+    Attributes, ClusterMemberAttrSetRequest, ClusterVersionSetRequest, DowngradeInfoSetRequest,
 };
 use keelson_store::lease::{CHECKPOINTS_PER_REQUEST, EXPIRED_PER_CHECK, EXPIRY_CHECK_EVERY};
 use keelson_store::member::Membership;
 use semver::Version;
 
-use crate::AutoCompaction;
 use crate::auto_compaction::Compactor;
 use crate::links::Links;
 use crate::mailbox::Taken;
+use crate::monitor::{self, Wanted};
 use crate::snapshot::{PURGE_EVERY, purge_old};
 use crate::ticket::{Asker, Duty};
+use crate::{AutoCompaction, Release};
 
 /// How often a leader looks at the cluster's version.
 const VERSION_EVERY: Duration = Duration::from_secs(4);
+
+/// How soon it looks again while it has not heard of all members' releases.
+const RELEASES_EVERY: Duration = Duration::from_millis(500);
 
 /// How long a removed member goes on, so that others hear of it: etcd's time.
 const REMOVED_FOR: Duration = Duration::from_secs(1);
@@ -55,6 +59,7 @@ pub(crate) enum DutyEvent {
 enum Action {
     Publish,
     SetVersion(Version),
+    EndDowngrade,
     /// Look at the deadlines of leases.
     Leases,
     Compact(i64),
@@ -68,6 +73,10 @@ struct Facts<'a> {
     now: Duration,
     revision: i64,
     membership: &'a Membership,
+    /// This member.
+    own: MemberId,
+    /// What is known of the others' releases.
+    release: &'a dyn Fn(MemberId) -> Release,
 }
 
 /// Decides what to do, and when. Pure.
@@ -139,7 +148,11 @@ impl Duties {
                     .done(now, matches!(result, Ok(()) | Err(ApiError::Compacted)));
             }
             DutyEvent::Done(
-                Duty::ClusterVersion | Duty::LeaseRevoke | Duty::LeaseCheckpoint,
+                Duty::ClusterVersion
+                | Duty::EndDowngrade
+                | Duty::LeaseRevoke
+                | Duty::LeaseCheckpoint
+                | Duty::CorruptAlarm,
                 _,
             ) => {}
         }
@@ -156,10 +169,13 @@ impl Duties {
         }
         if self.settled && now >= self.version_at {
             self.version_at = now + VERSION_EVERY;
-            actions.extend(
-                self.wanted_version(facts.membership)
-                    .map(Action::SetVersion),
-            );
+            let own = (facts.own, &self.version);
+            match monitor::look(own, facts.membership, facts.release) {
+                Wanted::Nothing => {}
+                Wanted::Patience => self.version_at = now + RELEASES_EVERY,
+                Wanted::Version(version) => actions.push(Action::SetVersion(version)),
+                Wanted::EndDowngrade => actions.push(Action::EndDowngrade),
+            }
         }
         if now >= self.leases_at {
             self.leases_at = now + Duration::from_millis(EXPIRY_CHECK_EVERY);
@@ -191,26 +207,6 @@ impl Duties {
         }
         let others = [self.publish_at, self.end_at, self.compactor.next()];
         others.into_iter().flatten().fold(next, Duration::min)
-    }
-
-    /// The cluster's version is that of its oldest member and only rises, but for a downgrade that
-    /// was asked for: one minor version down.
-    fn wanted_version(&self, membership: &Membership) -> Option<Version> {
-        let own = Version::new(self.version.major, self.version.minor, 0);
-        let downgrade = membership.downgrade();
-        let wanted = if downgrade.enabled {
-            let target = Version::parse(&downgrade.target_version).ok()?;
-            let fits = target.major == own.major && target.minor + 1 == own.minor;
-            fits.then_some(target)?
-        } else {
-            own
-        };
-        match membership.version() {
-            None => Some(wanted),
-            Some(version) if wanted > *version => Some(wanted),
-            Some(version) if downgrade.enabled && wanted < *version => Some(wanted),
-            Some(_) => None,
-        }
     }
 }
 
@@ -268,6 +264,8 @@ impl DutyWorker {
             now,
             revision,
             membership: &membership,
+            own: self.links.identity.member,
+            release: &|member| self.links.peers.release(member),
         };
         for action in self.duties.due(&facts) {
             self.carry_out(action, &membership);
@@ -290,6 +288,7 @@ impl DutyWorker {
         match action {
             Action::Publish => self.publish(),
             Action::SetVersion(version) => self.set_version(&version, membership),
+            Action::EndDowngrade => self.end_downgrade(membership),
             Action::Leases => self.leases(),
             Action::Compact(revision) => self.compact(revision),
             Action::End => self.end(),
@@ -352,6 +351,18 @@ impl DutyWorker {
             ..InternalRaftRequest::default()
         };
         self.propose(request, Duty::ClusterVersion);
+    }
+
+    fn end_downgrade(&self, membership: &Membership) {
+        tracing::info!(
+            "cluster-version" = membership.downgrade().target_version,
+            "the cluster has been downgraded"
+        );
+        let request = InternalRaftRequest {
+            downgrade_info_set: Some(DowngradeInfoSetRequest::default()),
+            ..InternalRaftRequest::default()
+        };
+        self.propose(request, Duty::EndDowngrade);
     }
 
     /// Whether the consensus thread has ticked of late: a leader that was asleep may be none.

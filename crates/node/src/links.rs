@@ -10,6 +10,7 @@ use keelson_store::Shared;
 use keelson_store::member::Membership;
 
 use crate::apply::ApplyRequest;
+use crate::checker::CheckEvent;
 use crate::commit::CommitRequest;
 use crate::core::{Input, View};
 use crate::duty::DutyEvent;
@@ -105,6 +106,7 @@ pub(crate) struct Links {
     pub(crate) apply: Mailbox<ApplyRequest>,
     pub(crate) commit: Mailbox<CommitRequest>,
     pub(crate) duty: Mailbox<DutyEvent>,
+    pub(crate) check: Mailbox<CheckEvent>,
     /// The last entry that the own log has for good.
     pub(crate) synced: AtomicU64,
     /// Consensus wants to hear of applied entries at once.
@@ -171,6 +173,7 @@ impl Links {
             apply: Mailbox::new(items, weight),
             commit: Mailbox::new(items, budget::SEALED_WAITING_MAX),
             duty: Mailbox::new(items, weight),
+            check: Mailbox::new(items, weight),
             synced: AtomicU64::new(synced.0),
             awaits_apply: AtomicBool::new(true),
             stopping: AtomicBool::new(false),
@@ -288,6 +291,7 @@ impl Links {
         self.apply.close_and_discard();
         self.commit.close_and_discard();
         self.duty.close_and_discard();
+        self.check.close_and_discard();
     }
 
     pub(crate) fn set_ready(&self) {

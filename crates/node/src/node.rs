@@ -16,7 +16,9 @@ use keelson_wal::Preparer;
 
 use crate::apply::{Applier, ApplyRequest};
 use crate::boot::{Booted, boot};
+use crate::checker::Checker;
 use crate::commit::Commits;
+use crate::conf::Surroundings;
 use crate::consensus::Consensus;
 use crate::core::{Core, Input, Options};
 use crate::duty::DutyWorker;
@@ -96,6 +98,7 @@ struct Threads {
     apply: Option<JoinHandle<()>>,
     consensus: Option<JoinHandle<()>>,
     duty: Option<JoinHandle<()>>,
+    check: Option<JoinHandle<()>>,
 }
 
 struct Inner {
@@ -110,6 +113,7 @@ pub(crate) struct Workers {
     pub(crate) applier: Applier,
     pub(crate) consensus: Consensus,
     pub(crate) duty: DutyWorker,
+    pub(crate) checker: Checker,
 }
 
 impl Workers {
@@ -130,6 +134,7 @@ impl Workers {
             applier: Applier::new(links.clone(), opened.store, replay_to, start.index),
             consensus: Consensus::new(links.clone(), core),
             duty: DutyWorker::new(links.clone()),
+            checker: Checker::new(links.clone()),
         })
     }
 }
@@ -216,6 +221,7 @@ impl Node {
             applier,
             consensus,
             duty,
+            checker,
         } = workers;
         let mut threads = self.threads();
         threads.prepare =
@@ -226,6 +232,7 @@ impl Node {
         threads.consensus =
             Some(env.spawn("consensus", SMALL_STACK_BYTES, move || consensus.run())?);
         threads.duty = Some(env.spawn("duty", SMALL_STACK_BYTES, move || duty.run())?);
+        threads.check = Some(env.spawn("check", SMALL_STACK_BYTES, move || checker.run())?);
         Ok(())
     }
 
@@ -283,6 +290,20 @@ impl Node {
             Err(Refused::Full(_)) => Err(ApiError::TooManyRequests),
             Err(Refused::Closed(_)) => Err(ApiError::Stopped),
         }
+    }
+
+    /// Asks whether a change of the membership may be proposed now; the answer is the change itself, for
+    /// [`Node::propose_conf_change`].
+    pub fn surroundings<T>(&self, ask: impl FnOnce(&Surroundings<'_>) -> T) -> T {
+        let links = self.links();
+        let members = links.shared.members();
+        ask(&Surroundings {
+            own: links.identity.member,
+            now: links.env.clock.now(),
+            strict: links.config.strict_reconfig,
+            members: &members,
+            active_since: &|id| links.peers.active_since(id),
+        })
     }
 
     /// What to say of a request that began at `started`, by the member's clock, and has had no answer in
@@ -443,13 +464,14 @@ impl Node {
     }
 
     /// Stops in order: hands leadership over, takes nothing in any more, lets consensus end, applies what
-    /// is committed, brings everything into the file, and closes the log. Returns when all threads have ended, however often
-    /// and by whomever it is called; not to be called from [`Env::failed`].
+    /// is committed, brings everything into the file, and closes the log. Returns when all threads have
+    /// ended, however often and by whomever it is called; not to be called from [`Env::failed`].
     pub fn stop(&self) {
         let links = self.links();
         self.hand_over();
         links.stopping.store(true, Ordering::SeqCst);
         let mut threads = self.threads();
+        links.check.close();
         links.duty.close();
         join(&mut threads.duty);
         links.consensus.close();
@@ -461,6 +483,8 @@ impl Node {
         links.log.close();
         join(&mut threads.log);
         join(&mut threads.prepare);
+        // It may be in the middle of reading the whole file.
+        join(&mut threads.check);
         refuse_waiters(links);
     }
 
@@ -516,8 +540,9 @@ fn kill(inner: &Inner) {
         apply,
         consensus,
         duty,
+        check,
     } = &mut *threads;
-    for thread in [duty, consensus, apply, commit, log, prepare] {
+    for thread in [duty, consensus, apply, commit, log, prepare, check] {
         join(thread);
     }
     refuse_waiters(links);

@@ -49,6 +49,13 @@ pub trait Peers: Send + Sync + 'static {
 
     /// The release of a member.
     fn release(&self, member: MemberId) -> Release;
+
+    /// Asks a member for the hash of its history up to a revision (`GET /members/hashkv`); the answer
+    /// comes by [`Node::report_hash`](crate::Node::report_hash) with the same round. A member that
+    /// nobody asks counts as silent, and is not checked.
+    fn ask_hash(&self, member: MemberId, revision: i64, round: u64) {
+        let _ = (member, revision, round);
+    }
 }
 
 /// There are no others.

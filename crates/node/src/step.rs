@@ -6,7 +6,9 @@ use keelson_proto::ids::MemberId;
 use keelson_proto::message::{Message, MessageKind};
 use thiserror::Error;
 
+use crate::checker::CheckEvent;
 use crate::core::Input;
+use crate::corrupt::PeerAnswer;
 use crate::mailbox::Refused;
 use crate::{Node, budget};
 
@@ -137,6 +139,12 @@ impl Node {
                 .consensus
                 .push_always(Input::Unreachable(member), 0),
         );
+    }
+
+    /// Hands over the answer to [`Peers::ask_hash`](crate::Peers::ask_hash).
+    pub fn report_hash(&self, round: u64, member: MemberId, answer: PeerAnswer) {
+        let event = CheckEvent::Answer(round, member, answer);
+        drop(self.links().check.push_always(event, 1));
     }
 
     /// Whether a member was removed from the cluster: nobody speaks with it any more.

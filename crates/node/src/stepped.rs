@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::apply::ApplyRequest;
+use crate::checker::CheckEvent;
 use crate::core::{Core, Input};
 use crate::duty::DutyEvent;
 use crate::log::LogRequest;
@@ -28,16 +29,19 @@ pub enum Part {
     Commit,
     /// What a member does by itself.
     Duty,
+    /// The corruption checks of a leader.
+    Check,
 }
 
 impl Part {
     /// All of them.
-    pub const ALL: [Part; 5] = [
+    pub const ALL: [Part; 6] = [
         Part::Consensus,
         Part::Log,
         Part::Apply,
         Part::Commit,
         Part::Duty,
+        Part::Check,
     ];
 }
 
@@ -61,6 +65,7 @@ pub struct Stepped {
     writes: Vec<LogRequest>,
     applies: Vec<ApplyRequest>,
     events: Vec<DutyEvent>,
+    checks: Vec<CheckEvent>,
 }
 
 impl Stepped {
@@ -86,6 +91,7 @@ impl Stepped {
             writes: Vec::new(),
             applies: Vec::new(),
             events: Vec::new(),
+            checks: Vec::new(),
         })
     }
 
@@ -112,6 +118,7 @@ impl Stepped {
             Part::Apply => links.apply.depth(),
             Part::Commit => links.commit.depth(),
             Part::Duty => links.duty.depth(),
+            Part::Check => links.check.depth(),
         };
         depth > 0
     }
@@ -126,6 +133,7 @@ impl Stepped {
             Part::Apply => workers.applier.next(),
             Part::Commit => (!workers.commits.is_idle()).then(|| self.node.env().clock.now()),
             Part::Duty => Some(workers.duty.next()),
+            Part::Check => workers.checker.next(),
         }
     }
 
@@ -169,6 +177,11 @@ impl Stepped {
                 workers.duty.turn(&mut self.events);
                 Ok(())
             }
+            Part::Check => {
+                take(&links.check, &mut self.checks);
+                workers.checker.turn(&mut self.checks);
+                Ok(())
+            }
         };
         match done {
             Ok(()) if has_work => Ok(Turn::Worked),
@@ -194,6 +207,7 @@ impl Stepped {
         let links = self.node.links().clone();
         links.stopping.store(true, Ordering::SeqCst);
         links.duty.close();
+        links.check.close();
         while self.has_mail(Part::Consensus) {
             self.turn(Part::Consensus)?;
         }

@@ -69,6 +69,12 @@ pub trait Watchers: Send + Sync + 'static {
     /// The records that a batch made.
     fn events(&self, batch: EventRange);
 
+    /// A simple token is this user's from now on. Called in the order of the log with
+    /// [`Watchers::tokens_revoked`], before whoever logged in is answered.
+    fn token_assigned(&self, user: &str, token: &str) {
+        let _ = (user, token);
+    }
+
     /// The state went on to this revision by a snapshot of the leader: no batch brings what lies between,
     /// and every watcher reads it from the file.
     fn restored(&self, revision: i64);
@@ -97,12 +103,16 @@ pub enum Duty {
     Publish,
     /// Set the cluster's version.
     ClusterVersion,
+    /// End a downgrade.
+    EndDowngrade,
     /// Revoke a lease that has expired.
     LeaseRevoke,
     /// Write down what is left of leases.
     LeaseCheckpoint,
     /// Compact old revisions.
     Compaction,
+    /// Tell that a member is corrupt.
+    CorruptAlarm,
 }
 
 impl Duty {
@@ -111,9 +121,11 @@ impl Duty {
         match self {
             Duty::Publish => "ClusterMemberAttrSet",
             Duty::ClusterVersion => "ClusterVersionSet",
+            Duty::EndDowngrade => "DowngradeInfoSet",
             Duty::LeaseRevoke => "LeaseRevoke",
             Duty::LeaseCheckpoint => "LeaseCheckpoint",
             Duty::Compaction => "Compaction",
+            Duty::CorruptAlarm => "Alarm",
         }
     }
 }

@@ -18,15 +18,19 @@ mod duration;
 mod error;
 mod gates;
 mod quote;
+mod tls;
 
 pub use bootstrap::Bootstrap;
 pub use duration::GoDuration;
 pub use error::{ConfigError, Stage};
 pub use gates::{FeatureGates, Gate, go_bool};
 pub use quote::quote;
+pub use tls::PeerTls;
 
 /// The etcd that programs may take this member for: `/version`, `Status` and peers' headers say it.
 pub const ETCD_VERSION: &str = "3.7.1";
+/// The etcd 3.6 that programs may take a member for that is held at it (`announce-version`).
+pub const ETCD_VERSION_3_6: &str = "3.6.14";
 /// The name of a member that was given none.
 pub const DEFAULT_NAME: &str = "default";
 /// Where clients are listened for, and what they are told, when nothing is said.
@@ -100,6 +104,19 @@ pub struct Config {
     pub pre_vote: bool,
     /// Learners that the cluster may have.
     pub max_learners: u32,
+    /// The release of etcd that this member says it is, `3.6` or `3.7`. A cluster takes the smallest
+    /// of its members' as its version, and raises its files to that: at 3.6 they can still go back.
+    pub announce_version: String,
+    /// TLS between members.
+    pub peer_tls: PeerTls,
+    /// Years that a certificate is valid which the member makes for itself; 0: 1.
+    pub self_signed_cert_validity: u32,
+    /// Suites of TLS 1.2 by their names in Go; empty: the usual ones.
+    pub cipher_suites: Vec<String>,
+    /// `TLS1.2` or `TLS1.3`; empty: `TLS1.2`.
+    pub tls_min_version: String,
+    /// `TLS1.2` or `TLS1.3`; empty: the highest there is.
+    pub tls_max_version: String,
 
     /// Operations in one transaction.
     pub max_txn_ops: u32,
@@ -231,6 +248,12 @@ impl Default for Config {
             strict_reconfig_check: true,
             pre_vote: true,
             max_learners: 1,
+            announce_version: "3.7".to_owned(),
+            peer_tls: PeerTls::default(),
+            self_signed_cert_validity: 1,
+            cipher_suites: Vec::new(),
+            tls_min_version: "TLS1.2".to_owned(),
+            tls_max_version: String::new(),
             max_txn_ops: 128,
             max_request_bytes: 1_572_864,
             max_concurrent_streams: u32::MAX,
@@ -327,6 +350,16 @@ impl Checked {
             let mut names = entries.flatten().map(|entry| entry.path());
             names.any(|path| path.extension().is_some_and(|it| it == "wal"))
         })
+    }
+
+    /// The release of etcd that this member says it is, in full.
+    #[must_use]
+    pub fn announced_version(&self) -> &'static str {
+        if self.config.announce_version == "3.6" {
+            ETCD_VERSION_3_6
+        } else {
+            ETCD_VERSION
+        }
     }
 
     /// The directory of snapshots and of the database.

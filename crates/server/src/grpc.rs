@@ -28,6 +28,7 @@ mod auth;
 mod call;
 mod cluster;
 mod election;
+mod gzip;
 mod health;
 pub(crate) mod inbound;
 mod kv;
@@ -41,6 +42,7 @@ mod slow;
 mod snapshot;
 pub(crate) mod splice;
 pub(crate) mod status;
+pub(crate) mod trace;
 mod txn;
 mod validate;
 mod watch;
@@ -51,6 +53,9 @@ use inbound::Inbound;
 use method::Method;
 use splice::{Answer, Body};
 use status::Status;
+
+const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
+const GZIP: &[u8] = b"gzip";
 
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
@@ -71,6 +76,10 @@ pub(crate) async fn serve(
         Ok(method) => method,
         Err(status) => return refused(content_type, &status),
     };
+    let wants_gzip = parts
+        .headers
+        .get(GRPC_ENCODING)
+        .is_some_and(|encoding| encoding.as_bytes() == GZIP);
     let started = Instant::now();
     // Of a call on keys, in case that it turns out to take long.
     let mut seen = None;
@@ -110,7 +119,16 @@ pub(crate) async fn serve(
     }
     match result {
         Ok(answer) => {
+            let (answer, is_gzip) = if wants_gzip {
+                Box::pin(gzip::compressed(state, answer)).await
+            } else {
+                (answer, false)
+            };
             let mut response = Response::new(Body::answer(answer, meter));
+            if is_gzip {
+                let encoding = HeaderValue::from_static("gzip");
+                response.headers_mut().insert(GRPC_ENCODING, encoding);
+            }
             response
                 .headers_mut()
                 .insert(header::CONTENT_TYPE, content_type);

@@ -12,7 +12,7 @@ use crate::grpc;
 use crate::grpc::splice::Body;
 use crate::metrics;
 use crate::serving::{Handle, Origin, Purpose};
-use crate::state::{ETCD_VERSION, State};
+use crate::state::State;
 
 mod health;
 
@@ -227,8 +227,9 @@ fn version(state: &State) -> Response<Body> {
         .storage_version()
         .map_or_else(|| "unknown".to_owned(), |version| version.to_string());
     let own = env!("CARGO_PKG_VERSION");
+    let server = state.settings.version;
     let body = format!(
-        r#"{{"etcdserver":"{ETCD_VERSION}","etcdcluster":"{cluster}","storage":"{storage}","keelson":"{own}"}}"#
+        r#"{{"etcdserver":"{server}","etcdcluster":"{cluster}","storage":"{storage}","keelson":"{own}"}}"#
     );
     let mut response = Response::new(Body::plain(body));
     response.headers_mut().insert(

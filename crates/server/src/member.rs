@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use keelson_node::{Env, Node, Watchers};
 use keelson_proto::ids::MemberId;
@@ -11,6 +11,7 @@ use keelson_store::EventRange;
 use keelson_store::{Quota, auth};
 use keelson_transport::listener::{ListenOptions, Listener};
 use rustix::process::{Resource, getrlimit};
+use semver::Version;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -22,7 +23,7 @@ use crate::logging::{self, json};
 use crate::metrics::Metrics;
 use crate::pool::Pool;
 use crate::serving::{Limits, Purpose, Serving};
-use crate::state::{ETCD_VERSION, Settings, State};
+use crate::state::{Settings, State};
 use crate::tickets::Tickets;
 use crate::tokens::Tokens;
 use crate::url::Url;
@@ -128,7 +129,10 @@ impl Member {
         let tokens = Arc::new(Tokens::new(Duration::from_secs(config.auth_token_ttl)));
         let changed = Arc::new(Notify::new());
         let watching = Arc::new(Watching::new(threads));
-        let metrics = Arc::new(Metrics::new(ETCD_VERSION, config.metrics == "extensive"));
+        let metrics = Arc::new(Metrics::new(
+            config.announced_version(),
+            config.metrics == "extensive",
+        ));
         for (gate, name, stage) in Gate::all() {
             metrics.gate(name, stage, config.feature_gates.enabled(gate));
         }
@@ -325,6 +329,10 @@ impl Watchers for Told {
         self.watching.events(batch);
     }
 
+    fn token_assigned(&self, user: &str, token: &str) {
+        self.tokens.add(token.into(), user.into(), Instant::now());
+    }
+
     fn restored(&self, revision: i64) {
         self.changed.notify_waiters();
         self.watching.restored(revision);
@@ -343,8 +351,12 @@ impl Watchers for Told {
 fn node_config(config: &Checked) -> Result<keelson_node::Config, Error> {
     let (initial_cluster, token) = match config.bootstrap() {
         Ok(born) => {
-            let urls = born.peer_urls.iter().map(Url::to_string).collect();
-            (vec![(born.name, urls)], born.token)
+            born.check_alone()?;
+            let members = born.members.into_iter().map(|(name, urls)| {
+                let urls = urls.iter().map(Url::to_string).collect();
+                (name, urls)
+            });
+            (members.collect(), born.token)
         }
         Err(_) if config.has_log() => (Vec::new(), config.initial_cluster_token.clone()),
         Err(error) => return Err(error.into()),
@@ -376,8 +388,18 @@ fn node_config(config: &Checked) -> Result<keelson_node::Config, Error> {
             Some(AutoCompaction::Revision(keep)) => keelson_node::AutoCompaction::Revision(keep),
         },
         slow_apply: config.warning_apply_duration,
+        max_learners: config.max_learners as usize,
+        strict_reconfig: config.strict_reconfig_check,
+        version: minor_of(config.announced_version()),
         ..keelson_node::Config::new(&config.name, &config.data_dir, "")
     })
+}
+
+/// The release to which a version belongs: 3.7.0 of 3.7.1.
+fn minor_of(version: &str) -> Version {
+    let mut version = Version::parse(version).expect("the announced versions are versions");
+    version.patch = 0;
+    version
 }
 
 /// How many connections clients may have, which is what the process may open but for its own files.
@@ -404,6 +426,7 @@ fn serving_threads() -> u16 {
 
 fn settings(config: &Checked) -> Settings {
     Settings {
+        version: config.announced_version(),
         watch_progress_interval: config.watch_progress_notify_interval,
         max_request_bytes: config.max_request_bytes as usize,
         max_txn_ops: config.max_txn_ops as usize,
@@ -491,7 +514,7 @@ fn texts(urls: &[Url]) -> Vec<&str> {
 /// The line by which etcd tells what it was started with.
 fn log_start(config: &Checked) {
     info!(
-        "etcd-version" = ETCD_VERSION,
+        "etcd-version" = config.announced_version(),
         "keelson-version" = env!("CARGO_PKG_VERSION"),
         "max-cpu-set" = serving_threads(),
         "max-cpu-available" = serving_threads(),

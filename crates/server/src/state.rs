@@ -11,14 +11,12 @@ use keelson_store::Shared;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::grpc::trace::Trace;
 use crate::metrics::Metrics;
 use crate::pool::Pool;
 use crate::tickets::{Awaited, Tickets};
 use crate::tokens::Tokens;
 use crate::watching::Watching;
-
-/// The version of etcd that clients are told (`DESIGN.md` 6).
-pub(crate) const ETCD_VERSION: &str = "3.7.1";
 
 /// What gRPC takes beyond the largest request, in bytes (api.md 8.1).
 const GRPC_OVERHEAD: usize = 512 << 10;
@@ -43,6 +41,8 @@ pub(crate) struct State {
 /// What the configuration says to handlers.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
+    /// The version of etcd that clients and peers are told (`DESIGN.md` 6).
+    pub(crate) version: &'static str,
     /// Largest request, in bytes.
     pub(crate) max_request_bytes: usize,
     /// How often a watcher that wants it is told that nothing is missing.
@@ -119,8 +119,16 @@ impl State {
             Barrier::Passed => return Ok(()),
             Barrier::Waiting => {}
         }
+        let mut trace = Trace::begin(self, "linearizableReadLoop");
         let error = match self.wait(awaited).await {
-            Some(Reply::Readable) => return Ok(()),
+            Some(Reply::Readable) => {
+                let took = trace.step(self, "applied index is now lower than readState.Index");
+                trace.tell_all_steps(took, |detail| {
+                    let applied = self.node.status().applied;
+                    detail.add("appliedIndex", applied.0);
+                });
+                return Ok(());
+            }
             Some(Reply::Refused(error)) => error,
             Some(_) | None => {
                 self.metrics.slow_read_indexes.inc();

@@ -5,10 +5,12 @@
 //! cleared away when others are made, so nobody has to sweep.
 
 use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rand::Rng as _;
+use sha2::{Digest as _, Sha256};
 
 /// Letters before the dot.
 const LETTERS: usize = 16;
@@ -43,6 +45,16 @@ pub(crate) fn random_part() -> String {
             char::from(ALPHABET.get(at).copied().unwrap_or(b'A'))
         })
         .collect()
+}
+
+/// What the log may show of a token: the first letters of its SHA-256 in hex, as etcd does.
+pub(crate) fn fingerprint(token: &str) -> String {
+    let digest = Sha256::digest(token);
+    digest.iter().take(6).fold(String::new(), |mut text, byte| {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 impl Tokens {
@@ -133,6 +145,11 @@ mod tests {
             tokens.add(format!("t.{number}"), "root".into(), now);
         }
         assert!(tokens.lock().tokens.len() <= SWEEP_EVERY as usize);
+    }
+
+    #[test]
+    fn a_fingerprint_is_twelve_letters_of_the_hash() {
+        assert_eq!(fingerprint("abc"), "ba7816bf8f01");
     }
 
     #[test]

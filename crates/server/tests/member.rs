@@ -348,3 +348,69 @@ fn a_second_member_in_the_directory_is_refused_and_leaves_the_first_alone() {
     first.stop();
     start(dir.path()).stop();
 }
+
+#[tokio::test]
+async fn compressed_requests_are_answered_compressed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_owned();
+    let member = off_thread(move || start(&path));
+    let client = client(&member).await;
+    let big = vec![b'x'; 100_000];
+    let _: PutResponse = client.call(PUT, &put("big", big.clone())).await.unwrap();
+
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut packed, &prost::Message::encode_to_vec(&all())).unwrap();
+    let packed = packed.finish().unwrap();
+    let mut body = vec![1];
+    body.extend(u32::try_from(packed.len()).unwrap().to_be_bytes());
+    body.extend(packed);
+    let request = http::Request::post(format!("http://member{RANGE}"))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .header("grpc-encoding", "gzip")
+        .body(http_body_util::Full::new(Bytes::from(body)))
+        .unwrap();
+    let response = client.0.clone().send_request(request).await.unwrap();
+    assert_eq!(response.headers()["grpc-encoding"], "gzip");
+    let body = http_body_util::BodyExt::collect(response.into_body());
+    let body = within(body).await.unwrap();
+    assert_eq!(body.trailers().unwrap()["grpc-status"], "0");
+    let body = body.to_bytes();
+    let (prefix, packed) = body.split_at(5);
+    assert_eq!(prefix[0], 1);
+    assert_eq!(
+        u32::from_be_bytes(prefix[1..].try_into().unwrap()) as usize,
+        packed.len()
+    );
+    assert!(packed.len() < 2_000, "{}", packed.len());
+    let mut plain = Vec::new();
+    let mut unpacked = flate2::read::GzDecoder::new(packed);
+    std::io::Read::read_to_end(&mut unpacked, &mut plain).unwrap();
+    let range: RangeResponse = prost::Message::decode(&plain[..]).unwrap();
+    assert_eq!(range.kvs[0].value, big);
+    off_thread(move || member.stop());
+}
+
+#[tokio::test]
+async fn a_member_held_at_3_6_raises_nothing_until_it_is_let_go() {
+    const STATUS: &str = "/etcdserverpb.Maintenance/Status";
+    let dir = tempfile::tempdir().unwrap();
+    for (release, version, storage) in [("3.6", "3.6.14", "3.6.0"), ("3.7", "3.7.1", "3.7.0")] {
+        let path = dir.path().to_owned();
+        let member = off_thread(move || {
+            start_with(&path, |config| config.announce_version = release.to_owned())
+        });
+        let client = client(&member).await;
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let status = loop {
+            let status: StatusResponse = client.call(STATUS, &StatusRequest {}).await.unwrap();
+            if status.storage_version == storage {
+                break status;
+            }
+            assert!(Instant::now() < deadline, "{status:?}");
+            tokio::task::yield_now().await;
+        };
+        assert_eq!(status.version, version);
+        off_thread(move || member.stop());
+    }
+}

@@ -82,6 +82,7 @@ pub(crate) fn number(part: Part) -> usize {
         Part::Apply => 2,
         Part::Commit => 3,
         Part::Duty => 4,
+        Part::Check => 5,
     }
 }
 

@@ -449,7 +449,7 @@ fn delay(part: Part, sync: Moment, slow: Option<Moment>, random: &mut Random) ->
         Part::Apply if random.chance(5) => random.between(MILLI, 300 * MILLI),
         Part::Apply => random.between(5, 2 * MILLI),
         Part::Commit => random.between(100, slow.unwrap_or(20 * MILLI)),
-        Part::Duty => random.between(5, MILLI),
+        Part::Duty | Part::Check => random.between(5, MILLI),
     }
 }
 

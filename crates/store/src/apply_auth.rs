@@ -7,6 +7,7 @@ use smallvec::{SmallVec, smallvec};
 
 use crate::Store;
 use crate::apply::done;
+use crate::auth::told;
 use crate::outcome::{Applied, AuthOutcome, Effect, Outcome};
 use crate::row::RowChange;
 
@@ -25,7 +26,14 @@ impl Store {
         if let Some(login) = &request.authenticate {
             return self.authenticate(entry, login).map(Some);
         }
-        self.change_auth(request)
+        let before = self.auth.clone();
+        let changed = self.change_auth(request);
+        match &changed {
+            Ok(Some(_)) => told::change(&before, &self.auth, request),
+            Ok(None) => {}
+            Err(refused) => told::refusal(request, refused),
+        }
+        changed
     }
 
     fn ask_auth(&self, request: &InternalRaftRequest) -> Result<Option<AuthOutcome>, ApiError> {
@@ -65,7 +73,14 @@ impl Store {
     ) -> Result<Applied, ApiError> {
         self.auth.authenticate(&login.name)?;
         let token = format!("{}.{}", login.simple_token, entry.index);
-        Ok(done(Outcome::Auth(AuthOutcome::Authenticated { token })))
+        let assigned = Effect::AssignToken {
+            user: login.name.clone(),
+            token: token.clone(),
+        };
+        Ok(Applied {
+            outcome: Outcome::Auth(AuthOutcome::Authenticated { token }),
+            effects: smallvec![assigned],
+        })
     }
 
     fn change_auth(&mut self, request: &InternalRaftRequest) -> Result<Option<Applied>, ApiError> {

@@ -195,6 +195,13 @@ pub enum Effect {
     ForceSnapshot,
     /// The leader's first entry of its term was applied: leases count from now on.
     PromoteLessor,
+    /// A user has logged in: on this member, too, the token is that user's from here on.
+    AssignToken {
+        /// Whose.
+        user: String,
+        /// The simple token.
+        token: String,
+    },
     /// Tokens of this user are void; of every user without a name.
     RevokeTokens {
         /// Whose.

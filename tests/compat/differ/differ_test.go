@@ -1,5 +1,6 @@
 // Package differ gives the same random operations to the real etcd and to the program under test, and
-// compares all answers: code and text of errors, every field of responses, and what watchers are told.
+// compares all answers: code and text of errors, every field of responses, and what watchers are told. A
+// second test does so with auth on: random users ask for everything, and may do it on both or on neither.
 //
 // SEED repeats a run; ROUNDS and OPERATIONS make it longer.
 package differ
@@ -39,15 +40,23 @@ type side struct {
 	kv     pb.KVClient
 	lease  pb.LeaseClient
 	maint  pb.MaintenanceClient
+	auth   pb.AuthClient
 	watch  *watching
+	// tokens are what users were given at their last login.
+	tokens map[string]string
 }
 
 func (s *side) connect(t *testing.T, m *member.Member) {
-	s.member = m
-	s.conn = m.Client().ActiveConnection()
+	s.use(m, m.Client().ActiveConnection())
+}
+
+func (s *side) use(m *member.Member, conn *grpc.ClientConn) {
+	s.member, s.conn = m, conn
 	s.kv = pb.NewKVClient(s.conn)
 	s.lease = pb.NewLeaseClient(s.conn)
 	s.maint = pb.NewMaintenanceClient(s.conn)
+	s.auth = pb.NewAuthClient(s.conn)
+	s.tokens = map[string]string{}
 }
 
 // operation is one request, to be sent to either side.

@@ -31,10 +31,11 @@ type Member struct {
 	// Dir is the data directory.
 	Dir string
 
-	t    testing.TB
-	cmd  *exec.Cmd
-	log  string
-	done chan struct{}
+	t      testing.TB
+	binary string
+	cmd    *exec.Cmd
+	log    string
+	done   chan struct{}
 }
 
 // Binary is the program that an environment variable names; without it the test fails.
@@ -65,17 +66,11 @@ func Start(t testing.TB, binary, dir string, args ...string) *Member {
 // TryStart is Start for those who expect a refusal.
 func TryStart(t testing.TB, binary, dir string, args ...string) (*Member, error) {
 	t.Helper()
-	scratch := t.TempDir()
-	// Called by this name the program takes etcd's flags and writes etcd's log.
-	link := filepath.Join(scratch, "etcd")
-	if err := os.Symlink(binary, link); err != nil {
-		return nil, err
-	}
 	listen := ""
 	if len(args) > 1 && args[0] == "--listen-client-urls" {
 		listen, args = ","+args[1], args[2:]
 	}
-	client, peer := "http://"+freeAddress(t), "http://"+freeAddress(t)
+	client, peer := FreeURL(t), FreeURL(t)
 	const announced = "http://127.0.0.1:12380"
 	args = append([]string{
 		"--name", "m1", "--data-dir", dir,
@@ -83,7 +78,32 @@ func TryStart(t testing.TB, binary, dir string, args ...string) (*Member, error)
 		"--listen-peer-urls", peer, "--initial-advertise-peer-urls", announced,
 		"--initial-cluster", "m1=" + announced, "--initial-cluster-state", "new",
 	}, args...)
-	m := &Member{Endpoint: client, Dir: dir, t: t, log: filepath.Join(scratch, "log"), done: make(chan struct{})}
+	m, err := Launch(t, binary, client, dir, args...)
+	if err != nil {
+		return nil, err
+	}
+	// The storage version is raised soon after the start; what is compared begins after that.
+	raised := func() bool { return strings.Contains(m.version(), `"storage":"3.`) }
+	if err := m.WaitUntilReady(raised); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// Launch starts a program with these flags and does not wait. Clients reach it at an address that the
+// flags name too.
+func Launch(t testing.TB, binary, client, dir string, args ...string) (*Member, error) {
+	t.Helper()
+	scratch := t.TempDir()
+	// Called by this name the program takes etcd's flags and writes etcd's log.
+	link := filepath.Join(scratch, "etcd")
+	if err := os.Symlink(binary, link); err != nil {
+		return nil, err
+	}
+	m := &Member{
+		Endpoint: client, Dir: dir,
+		t: t, binary: binary, log: filepath.Join(scratch, "log"), done: make(chan struct{}),
+	}
 	log, err := os.Create(m.log)
 	if err != nil {
 		return nil, err
@@ -91,6 +111,7 @@ func TryStart(t testing.TB, binary, dir string, args ...string) (*Member, error)
 	defer log.Close()
 	m.cmd = exec.Command(link, args...)
 	m.cmd.Stdout, m.cmd.Stderr = log, log
+	m.cmd.Env = append(os.Environ(), "ETCD_VERIFY=all")
 	m.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := m.cmd.Start(); err != nil {
 		return nil, err
@@ -100,29 +121,32 @@ func TryStart(t testing.TB, binary, dir string, args ...string) (*Member, error)
 		close(m.done)
 	}()
 	t.Cleanup(m.Kill)
-	if err := m.waitUntilReady(); err != nil {
-		return nil, fmt.Errorf("%s: %w\nits log ends with:\n%s", binary, err, m.LogTail())
-	}
 	return m, nil
 }
 
-func (m *Member) waitUntilReady() error {
+// WaitUntilReady waits until it serves clients, and for something more.
+func (m *Member) WaitUntilReady(more func() bool) error {
 	for end := time.Now().Add(deadline); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		select {
 		case <-m.done:
-			return fmt.Errorf("ended: %v", m.cmd.ProcessState)
+			return m.failed(fmt.Errorf("ended: %v", m.cmd.ProcessState))
 		default:
 		}
-		log, err := os.ReadFile(m.log)
-		if err != nil {
-			return err
-		}
-		// The storage version is raised soon after the start; what is compared begins after that.
-		if bytes.Contains(log, []byte("ready to serve client requests")) && strings.Contains(m.version(), `"storage":"3.`) {
+		if m.Logged("ready to serve client requests") && more() {
 			return nil
 		}
 	}
-	return errors.New("not ready in time")
+	return m.failed(errors.New("not ready in time"))
+}
+
+func (m *Member) failed(err error) error {
+	return fmt.Errorf("%s: %w\nits log ends with:\n%s", m.binary, err, m.LogTail())
+}
+
+// Logged is whether it printed this.
+func (m *Member) Logged(text string) bool {
+	log, err := os.ReadFile(m.log)
+	return err == nil && bytes.Contains(log, []byte(text))
 }
 
 func (m *Member) version() string {
@@ -159,14 +183,26 @@ func (m *Member) Stop() {
 	}
 }
 
+// Ended is closed when the process has.
+func (m *Member) Ended() <-chan struct{} { return m.done }
+
+// Signal sends a signal to the process.
+func (m *Member) Signal(signal syscall.Signal) { _ = m.cmd.Process.Signal(signal) }
+
 // Pid is the process id.
 func (m *Member) Pid() int { return m.cmd.Process.Pid }
 
 // Client connects; the configuration may be changed first.
 func (m *Member) Client(change ...func(*clientv3.Config)) *clientv3.Client {
 	m.t.Helper()
+	return Connect(m.t, []string{m.Endpoint}, change...)
+}
+
+// Connect connects to endpoints; the configuration may be changed first.
+func Connect(t testing.TB, endpoints []string, change ...func(*clientv3.Config)) *clientv3.Client {
+	t.Helper()
 	config := clientv3.Config{
-		Endpoints: []string{m.Endpoint}, DialTimeout: 10 * time.Second, Logger: zap.NewNop(),
+		Endpoints: endpoints, DialTimeout: 10 * time.Second, Logger: zap.NewNop(),
 		MaxCallRecvMsgSize: 64 << 20,
 	}
 	for _, f := range change {
@@ -174,9 +210,9 @@ func (m *Member) Client(change ...func(*clientv3.Config)) *clientv3.Client {
 	}
 	client, err := clientv3.New(config)
 	if err != nil {
-		m.t.Fatal(err)
+		t.Fatal(err)
 	}
-	m.t.Cleanup(func() { _ = client.Close() })
+	t.Cleanup(func() { _ = client.Close() })
 	return client
 }
 
@@ -192,12 +228,13 @@ func Context(t testing.TB) context.Context {
 	return ctx
 }
 
-func freeAddress(t testing.TB) string {
+// FreeURL is an address of the loopback interface that nobody uses.
+func FreeURL(t testing.TB) string {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer listener.Close()
-	return listener.Addr().String()
+	return "http://" + listener.Addr().String()
 }

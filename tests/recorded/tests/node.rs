@@ -25,6 +25,8 @@ impl Replies for Nobody {
 
 impl Watchers for Nobody {
     fn events(&self, _batch: EventRange) {}
+
+    fn restored(&self, _revision: i64) {}
 }
 
 fn start(dir: &Path) -> Result<Node, Error> {

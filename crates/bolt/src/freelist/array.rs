@@ -13,12 +13,8 @@ impl ArraySet {
         self.ids.len() as u64
     }
 
-    pub(super) fn contains(&self, id: PageId) -> bool {
-        self.ids.binary_search(&id).is_ok()
-    }
-
-    pub(super) fn ids(&self) -> Vec<PageId> {
-        self.ids.clone()
+    pub(super) fn for_each(&self, each: impl FnMut(PageId)) {
+        self.ids.iter().copied().for_each(each);
     }
 
     /// Takes in `new`, which is sorted and holds nothing that is here.
@@ -35,6 +31,18 @@ impl ArraySet {
     }
 
     pub(super) fn allocate(&mut self, count: u64) -> Option<PageId> {
+        let (start, end) = self.find(count)?;
+        let first = self.ids[start];
+        self.ids.drain(start..end);
+        Some(first)
+    }
+
+    pub(super) fn lowest(&self, count: u64) -> Option<PageId> {
+        self.find(count).map(|(start, _)| self.ids[start])
+    }
+
+    /// Where the lowest run of `count` pages stands.
+    fn find(&self, count: u64) -> Option<(usize, usize)> {
         let count = usize::try_from(count).ok()?;
         let mut start = 0;
         for at in 0..self.ids.len() {
@@ -42,11 +50,18 @@ impl ArraySet {
                 start = at;
             }
             if at + 1 - start == count {
-                let first = self.ids[start];
-                self.ids.drain(start..=at);
-                return Some(first);
+                return Some((start, at + 1));
             }
         }
         None
+    }
+
+    /// Takes out the run that ends right below `end`, and gives where it begins.
+    pub(super) fn trim(&mut self, mut end: PageId) -> PageId {
+        while end.0 > 0 && self.ids.last() == Some(&PageId(end.0 - 1)) {
+            self.ids.pop();
+            end.0 -= 1;
+        }
+        end
     }
 }

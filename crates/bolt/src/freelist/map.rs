@@ -19,18 +19,11 @@ impl MapSet {
         self.pages
     }
 
-    pub(super) fn contains(&self, id: PageId) -> bool {
-        self.spans
-            .range(..=id.0)
-            .next_back()
-            .is_some_and(|(first, len)| id.0 - first < *len)
-    }
-
-    pub(super) fn ids(&self) -> Vec<PageId> {
+    pub(super) fn for_each(&self, each: impl FnMut(PageId)) {
         self.spans
             .iter()
             .flat_map(|(first, len)| (*first..first + len).map(PageId))
-            .collect()
+            .for_each(each);
     }
 
     /// Takes in `new`, which is sorted and holds nothing that is here.
@@ -67,6 +60,29 @@ impl MapSet {
 
     pub(super) fn allocate(&mut self, count: u64) -> Option<PageId> {
         let &(len, first) = self.by_len.range((count, 0)..).next()?;
+        self.take(first, len, count);
+        Some(PageId(first))
+    }
+
+    pub(super) fn allocate_lowest(&mut self, count: u64) -> Option<PageId> {
+        let (first, len) = self.find_lowest(count)?;
+        self.take(first, len, count);
+        Some(PageId(first))
+    }
+
+    pub(super) fn lowest(&self, count: u64) -> Option<PageId> {
+        self.find_lowest(count).map(|(first, _)| PageId(first))
+    }
+
+    fn find_lowest(&self, count: u64) -> Option<(u64, u64)> {
+        self.spans
+            .iter()
+            .find(|(_, len)| **len >= count)
+            .map(|(first, len)| (*first, *len))
+    }
+
+    /// Takes the first `count` pages of a span.
+    fn take(&mut self, first: u64, len: u64, count: u64) {
         self.by_len.remove(&(len, first));
         self.spans.remove(&first);
         if len > count {
@@ -74,6 +90,16 @@ impl MapSet {
             self.by_len.insert((len - count, first + count));
         }
         self.pages -= count;
-        Some(PageId(first))
+    }
+
+    /// Takes out the span that ends right below `end`, and gives where it begins.
+    pub(super) fn trim(&mut self, end: PageId) -> PageId {
+        match self.spans.last_key_value() {
+            Some((&first, &len)) if first + len == end.0 => {
+                self.take(first, len, len);
+                PageId(first)
+            }
+            _ => end,
+        }
     }
 }

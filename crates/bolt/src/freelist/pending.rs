@@ -1,88 +1,94 @@
 //! Pages that were freed and that a reader may still reach (formats 1.8).
 
-use std::collections::{BTreeMap, HashSet};
-
-use fnv::FnvBuildHasher;
+use std::collections::BTreeMap;
 
 use crate::{PageId, TxId};
 
-/// What one transaction freed.
-#[derive(Debug, Default)]
-struct Batch {
-    /// Each page with the transaction that allocated it; zero if that was before the open.
-    pages: Vec<(PageId, TxId)>,
-    /// The count of departed readers when this was last looked at.
-    seen: Option<u64>,
+/// A page that was freed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Freed {
+    pub(super) page: PageId,
+    /// The transaction that allocated it; zero if that was before the open.
+    pub(super) allocated: TxId,
+    /// The transaction that freed it.
+    freed: TxId,
 }
 
-/// Freed pages by the transaction that freed them.
+/// Freed pages, each with one reader that still reaches it. Only when that reader ends is the page
+/// looked at again, so a reader that stays for hours costs the commits meanwhile nothing.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
-    batches: BTreeMap<TxId, Batch>,
-    members: HashSet<PageId, FnvBuildHasher>,
+    /// What the running transaction, or the one before, freed; not looked at yet.
+    fresh: Vec<Freed>,
+    /// By the oldest reader that reaches the page.
+    waiting: BTreeMap<TxId, Vec<Freed>>,
+    len: u64,
 }
 
 impl Pending {
     pub(super) fn len(&self) -> u64 {
-        self.members.len() as u64
+        self.len
     }
 
-    pub(super) fn contains(&self, id: PageId) -> bool {
-        self.members.contains(&id)
+    /// Calls `each` with every page, in no order.
+    pub(super) fn for_each(&self, each: impl FnMut(PageId)) {
+        let waiting = self.waiting.values().flatten();
+        self.fresh
+            .iter()
+            .chain(waiting)
+            .map(|freed| freed.page)
+            .for_each(each);
     }
 
-    pub(super) fn ids(&self) -> impl Iterator<Item = PageId> + '_ {
-        self.batches
-            .values()
-            .flat_map(|batch| batch.pages.iter().map(|(id, _)| *id))
+    /// Adds a page that `freed` freed; the caller has checked that it is not here.
+    pub(super) fn add(&mut self, page: PageId, allocated: TxId, freed: TxId) {
+        self.len += 1;
+        self.fresh.push(Freed {
+            page,
+            allocated,
+            freed,
+        });
     }
 
-    /// Adds a page that `tx` freed; the caller has checked that it is not here.
-    pub(super) fn add(&mut self, tx: TxId, id: PageId, allocated: TxId) {
-        let fresh = self.members.insert(id);
-        assert!(fresh, "a page is pending once");
-        self.batches
-            .entry(tx)
-            .or_default()
-            .pages
-            .push((id, allocated));
+    /// How much was freed since the last [`Pending::release`]: a mark to go back to.
+    pub(super) fn mark(&self) -> usize {
+        self.fresh.len()
     }
 
-    /// Forgets what `tx` freed: it did not happen. Gives the pages with their allocators back.
-    pub(super) fn take_back(&mut self, tx: TxId) -> Vec<(PageId, TxId)> {
-        let pages = self.batches.remove(&tx).unwrap_or_default().pages;
-        for (id, _) in &pages {
-            self.members.remove(id);
-        }
-        pages
+    /// Forgets what was freed after `mark`: it did not happen.
+    pub(super) fn take_back(&mut self, mark: usize) -> Vec<Freed> {
+        let taken = self.fresh.split_off(mark.min(self.fresh.len()));
+        self.len -= taken.len() as u64;
+        taken
     }
 
-    /// Takes out what no reader can reach, sorted. `readers` are the live ones, ascending;
-    /// `departed` counts those that have left since the open.
+    /// Takes out what no reader can reach, sorted. `readers` are the commits that live readers
+    /// read, ascending; it is called when a write transaction begins.
     ///
     /// A reader of commit r reaches a page iff it was allocated by a transaction up to r and freed
-    /// by one after r. Readers that come later see none of what is pending now, so a batch needs a
-    /// second look only when a reader has left.
-    pub(super) fn release(&mut self, readers: &[TxId], departed: u64) -> Vec<PageId> {
-        let mut free = Vec::new();
-        self.batches.retain(|freed_by, batch| {
-            if batch.seen == Some(departed) {
-                return true;
-            }
-            batch.seen = Some(departed);
-            batch.pages.retain(|(id, allocated)| {
-                let first = readers.partition_point(|reader| reader < allocated);
-                let reached = readers.get(first).is_some_and(|reader| reader < freed_by);
-                if !reached {
-                    free.push(*id);
-                }
-                reached
-            });
-            !batch.pages.is_empty()
-        });
-        for id in &free {
-            self.members.remove(id);
+    /// by one after r. Readers that come later see none of what is pending now.
+    pub(super) fn release(&mut self, readers: &[TxId]) -> Vec<PageId> {
+        let gone: Vec<TxId> = self
+            .waiting
+            .keys()
+            .copied()
+            .filter(|reader| readers.binary_search(reader).is_err())
+            .collect();
+        let mut look = std::mem::take(&mut self.fresh);
+        for reader in gone {
+            look.append(&mut self.waiting.remove(&reader).unwrap_or_default());
         }
+        let mut free = Vec::new();
+        for freed in look {
+            let oldest = readers.partition_point(|reader| *reader < freed.allocated);
+            match readers.get(oldest) {
+                Some(reader) if *reader < freed.freed => {
+                    self.waiting.entry(*reader).or_default().push(freed);
+                }
+                _ => free.push(freed.page),
+            }
+        }
+        self.len -= free.len() as u64;
         free.sort_unstable();
         free
     }

@@ -6,7 +6,9 @@ fn list(kind: FreelistKind, ids: &[u64]) -> Freelist {
 }
 
 fn ids(list: &Freelist) -> Vec<u64> {
-    list.free.ids().iter().map(|id| id.0).collect()
+    let mut ids = Vec::new();
+    list.free.for_each(|id| ids.push(id.0));
+    ids
 }
 
 const KINDS: [FreelistKind; 2] = [FreelistKind::Array, FreelistKind::Map];
@@ -22,7 +24,7 @@ fn runs_are_found_and_taken_out() {
         assert_eq!(list.allocate(TxId(1), 1), Some(PageId(9)));
         assert_eq!(list.allocate(TxId(1), 1), Some(PageId(18)));
         assert_eq!(list.allocate(TxId(1), 1), None);
-        list.rollback(TxId(1));
+        list.rollback();
         assert_eq!(ids(&list), [3, 4, 5, 6, 7, 9, 12, 13, 18]);
     }
 }
@@ -36,9 +38,10 @@ fn a_page_that_a_reader_reaches_stays_pending() {
         list.commit();
         list.free(TxId(7), PageId(10), 0).unwrap();
         list.free(TxId(7), PageId(20), 1).unwrap();
-        list.release(&[TxId(4)], 0);
+        list.commit();
+        list.release(&[TxId(4)], TxId(7));
         assert_eq!(ids(&list), [20, 21], "reader 4 is older than page 20");
-        list.release(&[], 1);
+        list.release(&[], TxId(7));
         assert_eq!(ids(&list), [10, 20, 21]);
     }
 }
@@ -47,7 +50,7 @@ fn a_page_that_a_reader_reaches_stays_pending() {
 fn a_reader_of_the_freeing_commit_itself_does_not_hold_the_page() {
     let mut list = list(FreelistKind::Map, &[]);
     list.free(TxId(7), PageId(10), 0).unwrap();
-    list.release(&[TxId(7)], 0);
+    list.release(&[TxId(7)], TxId(7));
     assert_eq!(ids(&list), [10]);
 }
 

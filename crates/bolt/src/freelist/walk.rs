@@ -1,44 +1,31 @@
 //! The free pages of a file that does not list them: all that the tree does not reach.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::{io, thread};
+
 use crate::bucket::BucketHeader;
+use crate::freelist::pages::PageSet;
 use crate::page::{Page, Pages};
-use crate::{Damage, Error, MAX_DEPTH, MAX_NESTING, PageId};
+use crate::read_tx::ReadTx;
+use crate::{Damage, Error, MAX_DEPTH, PageId};
 
-/// A set of pages below a bound.
-pub(crate) struct PageSet {
-    bits: Vec<u64>,
-}
-
-impl PageSet {
-    pub(crate) fn new(bound: PageId) -> PageSet {
-        let words = usize::try_from(bound.0.div_ceil(64)).expect("the mark is within the file");
-        PageSet {
-            bits: vec![0; words],
-        }
-    }
-
-    /// Whether it was absent.
-    pub(crate) fn insert(&mut self, id: PageId) -> bool {
-        let at = usize::try_from(id.0 / 64).expect("below the bound");
-        let bit = 1 << (id.0 % 64);
-        let absent = self.bits[at] & bit == 0;
-        self.bits[at] |= bit;
-        absent
-    }
-
-    pub(crate) fn contains(&self, id: PageId) -> bool {
-        let at = usize::try_from(id.0 / 64).expect("below the bound");
-        self.bits[at] & (1 << (id.0 % 64)) != 0
-    }
-}
-
-/// Reads the whole tree below `root` and gives the pages that it does not reach, ascending.
-pub(crate) fn free_pages(pages: Pages<'_>, root: PageId) -> Result<Vec<PageId>, Error> {
+/// Reads the whole tree below `root` and gives the pages that it does not reach, ascending;
+/// `None` if `stop` was set meanwhile.
+pub(crate) fn free_pages(
+    pages: Pages<'_>,
+    root: PageId,
+    stop: &AtomicBool,
+) -> Result<Option<Vec<PageId>>, Error> {
     let mut reached = PageSet::new(pages.high_water);
-    // Page, depth in its tree, depth of nesting.
-    let mut todo = vec![(root, 1, 0)];
-    while let Some((id, depth, nesting)) = todo.pop() {
-        if depth > MAX_DEPTH || nesting > MAX_NESTING {
+    // Page and depth in its tree. A bucket inside of itself is found out by its pages.
+    let mut todo = vec![(root, 1)];
+    while let Some((id, depth)) = todo.pop() {
+        if stop.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        if depth > MAX_DEPTH {
             return Err(Error::corrupt(id, Damage::Loop));
         }
         let page = pages.tree(id)?;
@@ -47,32 +34,69 @@ pub(crate) fn free_pages(pages: Pages<'_>, root: PageId) -> Result<Vec<PageId>, 
                 return Err(Error::corrupt(PageId(id), Damage::MultipleReferences));
             }
         }
-        push_children(&mut todo, page, depth, nesting)?;
+        push_children(&mut todo, page, depth)?;
     }
-    Ok((2..pages.high_water.0)
-        .map(PageId)
-        .filter(|id| !reached.contains(*id))
-        .collect())
+    let free = (2..pages.high_water.0).map(PageId);
+    Ok(Some(free.filter(|id| !reached.contains(*id)).collect()))
 }
 
 fn push_children(
-    todo: &mut Vec<(PageId, usize, usize)>,
+    todo: &mut Vec<(PageId, usize)>,
     page: Page<'_>,
     depth: usize,
-    nesting: usize,
 ) -> Result<(), Error> {
     for index in 0..page.count() {
         if !page.leaf {
-            todo.push((page.child(index)?, depth + 1, nesting));
+            todo.push((page.child(index)?, depth + 1));
             continue;
         }
         let element = page.leaf_element(index)?;
         if element.bucket {
             let header = BucketHeader::read(element.value, page.id)?;
             if header.root.0 != 0 {
-                todo.push((header.root, 1, nesting + 1));
+                todo.push((header.root, 1));
             }
         }
     }
     Ok(())
+}
+
+/// The thread that walks a file after its open. It ends with the last handle of the database.
+pub(crate) struct Walker {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Walker {
+    /// Starts to walk what `tx` sees; `done` gets what [`free_pages`] gives.
+    ///
+    /// The transaction keeps every page that it can reach from being used again, so what is not
+    /// reached is free for as long as nobody else frees it.
+    pub(crate) fn start(
+        tx: Arc<ReadTx>,
+        done: impl FnOnce(&ReadTx, Result<Option<Vec<PageId>>, Error>) + Send + 'static,
+    ) -> io::Result<Walker> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let seen = stop.clone();
+        let thread = thread::Builder::new()
+            .name("bolt-walk".to_owned())
+            .spawn(move || {
+                let found = free_pages(tx.pages(), tx.meta.root, &seen);
+                done(&tx, found);
+            })?;
+        Ok(Walker {
+            stop,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Walker {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // Its panic, if any, has been told; there is nothing left to do.
+            drop(thread.join());
+        }
+    }
 }

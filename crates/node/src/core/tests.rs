@@ -3,6 +3,8 @@
 use super::*;
 use crate::ticket::{Asker, Waiter};
 
+mod others;
+
 const ME: MemberId = MemberId(1);
 const OTHER: MemberId = MemberId(2);
 
@@ -74,6 +76,9 @@ struct Bench {
     appends: Vec<Append>,
     apply: Vec<Entry>,
     messages: Vec<Message>,
+    snapshots: Vec<Message>,
+    /// Snapshots that were to be installed; the entries that were to be applied then are gone.
+    install: Vec<LogIndex>,
     readable: Vec<Ticket>,
     unreadable: Vec<Ticket>,
     dropped: Vec<(RequestId, ApiError)>,
@@ -90,6 +95,8 @@ impl Bench {
             appends: Vec::new(),
             apply: Vec::new(),
             messages: Vec::new(),
+            snapshots: Vec::new(),
+            install: Vec::new(),
             readable: Vec::new(),
             unreadable: Vec::new(),
             dropped: Vec::new(),
@@ -108,6 +115,11 @@ impl Bench {
         let out = self.core.handle(inputs).unwrap();
         self.appends.extend(out.appends);
         self.messages.extend(out.messages);
+        self.snapshots.extend(out.snapshots);
+        if let Some(snapshot) = out.install {
+            self.install.push(snapshot.index);
+            self.synced_index = self.synced_index.max(snapshot.index);
+        }
         for entry in &out.apply {
             assert!(
                 entry.index <= self.synced_index,

@@ -49,6 +49,8 @@ fn due(duties: &mut Duties, now: Duration, membership: &Membership) -> Vec<Actio
         now,
         revision: 1,
         membership,
+        own: membership.members().next().unwrap().id,
+        release: &|_| Release::Unreachable,
     })
 }
 
@@ -90,18 +92,38 @@ fn a_leader_sets_the_version_after_its_first_entry_and_not_before() {
 }
 
 #[test]
-fn the_version_rises_and_falls_only_by_a_downgrade_to_the_one_below() {
-    let duties = duties();
-    let wanted = |version, downgrade| {
-        duties
-            .wanted_version(&membership(Some(version), downgrade))
-            .map(|it| it.to_string())
+fn a_leader_asks_soon_again_for_releases_that_it_has_not_heard() {
+    let mut duties = duties();
+    let none = membership(None, None);
+    duties.take(&DutyEvent::Leads(true), at(0));
+    duties.take(&DutyEvent::FirstCommit, at(0));
+    let facts = |now| Facts {
+        now,
+        revision: 1,
+        membership: &none,
+        own: MemberId(1),
+        release: &|_| Release::NotAsked,
     };
-    assert_eq!(wanted("3.6.0", None).as_deref(), Some("3.7.0"));
-    assert_eq!(wanted("3.7.0", None), None);
-    assert_eq!(wanted("3.7.0", Some("3.6.0")).as_deref(), Some("3.6.0"));
-    assert_eq!(wanted("3.6.0", Some("3.6.0")), None);
-    assert_eq!(wanted("3.7.0", Some("3.5.0")), None);
+    let versions = |actions: Vec<Action>| {
+        actions
+            .iter()
+            .filter(|action| matches!(action, Action::SetVersion(_)))
+            .count()
+    };
+    assert_eq!(versions(duties.due(&facts(at(0)))), 0);
+    assert!(duties.next() <= at(500));
+    assert_eq!(versions(due(&mut duties, at(500), &none)), 1);
+}
+
+#[test]
+fn a_removed_member_ends_a_moment_later_and_once() {
+    let mut duties = duties();
+    let members = membership(Some("3.7.0"), None);
+    duties.take(&DutyEvent::Removed, at(100));
+    assert!(!due(&mut duties, at(1_099), &members).contains(&Action::End));
+    let last = due(&mut duties, at(1_100), &members);
+    assert!(last.contains(&Action::End) && !last.contains(&Action::Publish));
+    assert!(!due(&mut duties, at(9_000), &members).contains(&Action::End));
 }
 
 #[test]

@@ -4,9 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use keelson_node::corrupt::{PeerAnswer, PeerHash};
 use keelson_node::{Node, OutgoingSnapshot, Peers, Release};
 use keelson_proto::ids::MemberId;
 use keelson_proto::message::{Message, MessageKind};
+use keelson_store::hash::hash_kv;
 use semver::Version;
 
 #[derive(Default)]
@@ -20,6 +22,8 @@ struct State {
     /// Kinds of messages that have passed.
     passed: BTreeMap<MessageKind, u64>,
     snapshots: u64,
+    /// Members that lie about their hashes.
+    liars: BTreeSet<MemberId>,
     /// How snapshots are spoilt on their way.
     spoil: Option<Spoil>,
 }
@@ -79,6 +83,11 @@ impl Net {
 
     pub(crate) fn spoil_snapshots(&self, spoil: Option<Spoil>) {
         self.lock().spoil = spoil;
+    }
+
+    /// From now on this member's data seem to be others.
+    pub(crate) fn corrupt(&self, id: MemberId) {
+        self.lock().liars.insert(id);
     }
 
     /// Snapshots that were put on their way.
@@ -195,6 +204,22 @@ impl Peers for Wires {
             Some(release) if self.active_since(member).is_some() => Release::Known(release),
             _ => Release::Unreachable,
         }
+    }
+
+    fn ask_hash(&self, member: MemberId, revision: i64, round: u64) {
+        let own = self.own();
+        let (asker, asked) = (self.net.target(member, own), self.net.target(own, member));
+        let (Some(asker), Some(asked)) = (asker, asked) else {
+            return;
+        };
+        let lies = self.net.lock().liars.contains(&member);
+        let answer = hash_kv(asked.shared(), revision);
+        let answer = answer.map_or(PeerAnswer::Refused, |mut hash| {
+            hash.hash ^= u32::from(lies);
+            let revision = asked.shared().revision();
+            PeerAnswer::Hash(PeerHash { revision, hash })
+        });
+        asker.report_hash(round, member, answer);
     }
 }
 

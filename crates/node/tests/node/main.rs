@@ -9,3 +9,4 @@ mod lives;
 mod rig;
 mod snapshots;
 mod stepped;
+mod tokens;

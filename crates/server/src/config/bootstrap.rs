@@ -12,8 +12,10 @@ use crate::url::Url;
 pub struct Bootstrap {
     /// The member's name.
     pub name: String,
-    /// Its peer URLs, sorted.
-    pub peer_urls: Vec<Url>,
+    /// Every first member, this one too, by name, with its peer URLs, sorted.
+    pub members: Vec<(String, Vec<Url>)>,
+    /// Whether the cluster is new, or these are the members of one that runs.
+    pub state: ClusterState,
     /// The token that goes into the ids.
     pub token: String,
 }
@@ -40,8 +42,8 @@ impl Checked {
     /// that has been started before does not look at these settings again (api.md 5.1).
     ///
     /// # Errors
-    /// When the list cannot be read, does not hold this member at its advertised peer URLs, holds
-    /// others, or when a running cluster shall be joined.
+    /// When the list cannot be read, does not hold this member at its advertised peer URLs, or names a
+    /// URL twice.
     pub fn bootstrap(&self) -> Result<Bootstrap, ConfigError> {
         let text = self.initial_cluster();
         let members = parse_members(&text).map_err(ConfigError::InitialCluster)?;
@@ -60,22 +62,45 @@ impl Checked {
             let message = format!("initial cluster {text} has duplicate url");
             return Err(ConfigError::InitialClusterUrls(message));
         }
+        let members = members
+            .iter()
+            .map(|(name, urls)| ((*name).to_owned(), urls.clone()))
+            .collect();
+        Ok(Bootstrap {
+            name: name.to_owned(),
+            members,
+            state: self.initial_cluster_state,
+            token: self.initial_cluster_token.clone(),
+        })
+    }
+}
+
+impl Bootstrap {
+    /// This member's peer URLs.
+    #[must_use]
+    pub fn peer_urls(&self) -> &[Url] {
+        let own = self.members.iter().find(|(name, _)| *name == self.name);
+        own.map_or(&[], |(_, urls)| urls)
+    }
+
+    /// Refuses what this release cannot do yet: being one of several.
+    ///
+    /// # Errors
+    /// [`ConfigError::NotYet`].
+    pub fn check_alone(&self) -> Result<(), ConfigError> {
         let not_yet = |setting: String| Err(ConfigError::NotYet { setting });
-        if self.initial_cluster_state == ClusterState::Existing {
+        if self.state == ClusterState::Existing {
             return not_yet("joining a cluster (--initial-cluster-state=existing)".to_owned());
         }
-        if members.len() > 1 {
-            let count = members.len();
+        if self.members.len() > 1 {
+            let count = self.members.len();
+            let listed = self.members.iter().map(|(name, urls)| named(name, urls));
+            let text = listed.collect::<Vec<_>>().join(",");
             return not_yet(format!(
                 "a cluster of {count} members (--initial-cluster={text})"
             ));
         }
-        let token = self.initial_cluster_token.clone();
-        Ok(Bootstrap {
-            name: name.to_owned(),
-            peer_urls: listed.clone(),
-            token,
-        })
+        Ok(())
     }
 }
 

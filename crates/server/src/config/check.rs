@@ -53,7 +53,10 @@ pub(super) fn check(mut config: Config) -> Result<Checked, ConfigError> {
              etcd might run into issue when multiple members have the same default name"
         );
     }
-    check_tls(&config)?;
+    super::tls::check_versions(&config)?;
+    if !["3.6", "3.7"].contains(&config.announce_version.as_str()) {
+        return Err(ConfigError::AnnounceVersion(config.announce_version));
+    }
     check_supported(&config)?;
     let auto_compaction = auto_compaction(&config)?;
     check_auth_token(&config.auth_token)?;
@@ -218,32 +221,6 @@ fn check_gates(config: &Config) -> Result<(), ConfigError> {
     Ok(())
 }
 
-fn check_tls(config: &Config) -> Result<(), ConfigError> {
-    let value = |flag: &str, default: &str| {
-        config
-            .not_yet
-            .get(flag)
-            .map_or(default, String::as_str)
-            .to_owned()
-    };
-    let (min, max) = (
-        value("tls-min-version", "TLS1.2"),
-        value("tls-max-version", ""),
-    );
-    for version in [&min, &max] {
-        if !["", "TLS1.2", "TLS1.3"].contains(&version.as_str()) {
-            return Err(ConfigError::TlsVersion(version.clone()));
-        }
-    }
-    if !max.is_empty() && min > max {
-        return Err(ConfigError::TlsOrder { min, max });
-    }
-    if min == "TLS1.3" && config.not_yet.contains_key("cipher-suites") {
-        return Err(ConfigError::CipherSuites);
-    }
-    Ok(())
-}
-
 /// Refuses what etcd has and this release has not.
 fn check_supported(config: &Config) -> Result<(), ConfigError> {
     let refuse = |setting: String| Err(ConfigError::NotYet { setting });
@@ -253,6 +230,9 @@ fn check_supported(config: &Config) -> Result<(), ConfigError> {
         .find(|(flag, _)| !means_nothing_alone(flag));
     if let Some((flag, value)) = asked {
         return refuse(format!("--{flag}={value}"));
+    }
+    if let Some(setting) = config.peer_tls.first_set() {
+        return refuse(setting);
     }
     let lists = [
         ("listen-peer-urls", &config.listen_peer_urls),
@@ -275,19 +255,12 @@ fn check_supported(config: &Config) -> Result<(), ConfigError> {
     Ok(())
 }
 
-/// Details of TLS, discovery, tracing and rotation. Without the flag that turns those on, which is
+/// Details of discovery, tracing and rotation. Without the flag that turns those on, which is
 /// refused itself, they change nothing in etcd either; its sample file sets some of them.
 fn means_nothing_alone(flag: &str) -> bool {
     let of_discovery = flag.starts_with("discovery-")
         && !["discovery-token", "discovery-endpoints", "discovery-srv"].contains(&flag);
-    let details = [
-        "cipher-suites",
-        "tls-min-version",
-        "tls-max-version",
-        "self-signed-cert-validity",
-        "log-rotation-config-json",
-    ];
-    of_discovery || flag.starts_with("distributed-tracing-") || details.contains(&flag)
+    of_discovery || flag.starts_with("distributed-tracing-") || flag == "log-rotation-config-json"
 }
 
 /// etcd's reading of mode and retention: a bare number is hours, or revisions; else a duration.
@@ -468,6 +441,9 @@ fn fill_in_intervals(config: &mut Config) {
     or(&mut config.warning_unary_request_duration, UNARY_WARNING);
     if config.watch_progress_notify_interval < MIN_PROGRESS_INTERVAL {
         config.watch_progress_notify_interval = MIN_PROGRESS_INTERVAL;
+    }
+    if config.self_signed_cert_validity == 0 {
+        config.self_signed_cert_validity = 1;
     }
     if config.backend_batch_limit == 0 {
         config.backend_batch_limit = 10_000;

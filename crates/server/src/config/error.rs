@@ -107,6 +107,37 @@ pub enum ConfigError {
     /// Cipher suites where only TLS 1.3 is allowed, which has none to choose.
     #[error("cipher suites cannot be configured when only TLS1.3 is enabled")]
     CipherSuites,
+    /// A certificate without its key or the reverse.
+    #[error("KeyFile and CertFile must both be present[key: {key}, cert: {cert}]")]
+    HalfKeyPair {
+        /// The certificate's file, or nothing.
+        cert: String,
+        /// The key's file, or nothing.
+        key: String,
+    },
+    /// The same of the certificate to dial with.
+    #[error(
+        "ClientKeyFile and ClientCertFile must both be present or both absent: key: {key}, cert: {cert}]"
+    )]
+    HalfClientKeyPair {
+        /// The certificate's file, or nothing.
+        cert: String,
+        /// The key's file, or nothing.
+        key: String,
+    },
+    /// Common names and host names that certificates may carry, where only one of the two can be.
+    #[error(
+        "AllowedCNs and AllowedHostnames are mutually exclusive (cns={cns}, hostnames={hostnames})"
+    )]
+    TwoAllowed {
+        /// As Go prints a list.
+        cns: String,
+        /// As Go prints a list.
+        hostnames: String,
+    },
+    /// A release that a member cannot say it is.
+    #[error("--announce-version={0} must be one of 3.6, 3.7")]
+    AnnounceVersion(String),
     /// The removed logger.
     #[error("--logger=capnslog is removed in v3.5")]
     LoggerRemoved,
@@ -181,6 +212,9 @@ impl ConfigError {
             ConfigError::CompactionRetention(_)
             | ConfigError::AuthToken
             | ConfigError::BindPort(_)
+            | ConfigError::HalfKeyPair { .. }
+            | ConfigError::HalfClientKeyPair { .. }
+            | ConfigError::TwoAllowed { .. }
             | ConfigError::InitialCluster(_)
             | ConfigError::NotInInitialCluster(_)
             | ConfigError::InitialClusterUrls(_) => Stage::Start,

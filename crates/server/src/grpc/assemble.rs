@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::stream;
@@ -46,6 +46,9 @@ pub(super) struct Assembly {
     rows: usize,
     /// Keeps compaction from what is still to be read.
     pin: Option<Pin>,
+    /// Called when all is read, with the time that the pieces have taken.
+    read: Option<Box<dyn FnOnce(Duration) + Send>>,
+    reading: Duration,
 }
 
 /// A place in an assembly to which something is still to be written.
@@ -62,6 +65,11 @@ impl Assembly {
     /// What holds the records that are read for it.
     pub(super) fn pin(&self) -> Option<&Pin> {
         self.pin.as_ref()
+    }
+
+    /// Its length in bytes, without the prefix.
+    pub(super) fn len(&self) -> u64 {
+        self.len
     }
 
     pub(super) fn push(&mut self, bytes: impl Into<Bytes>) {
@@ -97,6 +105,31 @@ impl Assembly {
         }
     }
 
+    /// As [`Assembly::answer`]; `read` is called when everything has been read, with the time that it
+    /// took beyond this call: none where there is but one piece.
+    ///
+    /// # Errors
+    ///
+    /// As [`Assembly::answer`].
+    pub(super) fn answer_and(
+        mut self,
+        pool: &Arc<Pool>,
+        read: impl FnOnce(Duration) + Send + 'static,
+    ) -> Result<Answer, Status> {
+        if self.is_short() {
+            let answer = self.answer(pool)?;
+            read(Duration::ZERO);
+            return Ok(answer);
+        }
+        self.read = Some(Box::new(read));
+        self.answer(pool)
+    }
+
+    /// Whether it is made at once.
+    fn is_short(&self) -> bool {
+        self.rows <= ROWS_AT_ONCE && self.len <= BYTES_AT_ONCE
+    }
+
     /// The answer, behind its prefix.
     ///
     /// # Errors
@@ -107,7 +140,7 @@ impl Assembly {
             return Err(too_large(self.len));
         }
         let total = PREFIX as u64 + self.len;
-        if self.rows <= ROWS_AT_ONCE && self.len <= BYTES_AT_ONCE {
+        if self.is_short() {
             let mut out = splice::begin(self.len, self.len as usize);
             while self.step(usize::MAX, &mut out).map_err(status_of)? {}
             assert_eq!(
@@ -147,7 +180,14 @@ impl Assembly {
 
     /// Makes the next piece: on a thread of the pool.
     fn piece(&mut self, mut out: BytesMut) -> Result<Bytes, EmitError> {
+        let begun = Instant::now();
         while out.len() < PIECE && self.step(PIECE, &mut out)? {}
+        self.reading += begun.elapsed();
+        if self.segments.is_empty()
+            && let Some(read) = self.read.take()
+        {
+            read(self.reading);
+        }
         Ok(out.freeze())
     }
 

@@ -1,7 +1,5 @@
 //! Users, roles and logins. All of them go through the log, questions too.
 
-use std::time::Instant;
-
 use keelson_proto::ApiError;
 use keelson_proto::rpc::etcdserverpb::{
     AuthDisableRequest, AuthDisableResponse, AuthEnableRequest, AuthEnableResponse,
@@ -75,6 +73,9 @@ macro_rules! questions {
 
 changes! {
     enable(AuthEnableRequest) as "AuthEnable" in auth_enable -> AuthEnableResponse,
+    disable(AuthDisableRequest) as "AuthDisable" in auth_disable -> AuthDisableResponse,
+    user_delete(AuthUserDeleteRequest) as "AuthUserDelete" in auth_user_delete
+        -> AuthUserDeleteResponse,
     user_grant_role(AuthUserGrantRoleRequest) as "AuthUserGrantRole" in auth_user_grant_role
         -> AuthUserGrantRoleResponse,
     user_revoke_role(AuthUserRevokeRoleRequest) as "AuthUserRevokeRole" in auth_user_revoke_role
@@ -99,18 +100,6 @@ questions! {
         -> AuthRoleListResponse { roles: Roles.names },
 }
 
-pub(super) async fn disable(call: &Call, request: AuthDisableRequest) -> Result<Answer, Status> {
-    let request = InternalRaftRequest {
-        auth_disable: Some(request),
-        ..InternalRaftRequest::default()
-    };
-    propose(call, "AuthDisable", request).await?;
-    call.state.tokens.forget_all();
-    Ok(Answer::message(&AuthDisableResponse {
-        header: Some(call.header_now()),
-    }))
-}
-
 pub(super) async fn status(call: &Call, request: AuthStatusRequest) -> Result<Answer, Status> {
     let request = InternalRaftRequest {
         auth_status: Some(request),
@@ -133,12 +122,15 @@ pub(super) async fn authenticate(
 ) -> Result<Answer, Status> {
     call.read_barrier().await?;
     loop {
-        let (hash, revision) = call.shared().auth().login(&request.name)?;
-        let password = request.password.clone();
-        if !blocking(move || auth::verify(&password, &hash)).await? {
-            tracing::warn!(user = %request.name, "invalid authentication was requested");
-            return Err(ApiError::AuthFailed.into());
-        }
+        let revision = check_password(call, &request).await.inspect_err(|status| {
+            if ApiError::from_text(&status.text) != Some(ApiError::AuthNotEnabled) {
+                tracing::warn!(
+                    user = request.name,
+                    error = status.text.replacen("etcdserver: ", "auth: ", 1),
+                    "invalid authentication was requested"
+                );
+            }
+        })?;
         // The password stays out of the log: whoever applies the entry does not look at it.
         let proposed = InternalRaftRequest {
             authenticate: Some(InternalAuthenticateRequest {
@@ -154,15 +146,30 @@ pub(super) async fn authenticate(
         };
         if call.shared().auth().revision() != revision {
             // The user may have another password by now.
+            tracing::info!("revision when password checked became stale; retrying");
             continue;
         }
-        let tokens = &call.state.tokens;
-        tokens.add(token.clone(), request.name, Instant::now());
+        tracing::debug!(
+            "user-name" = request.name,
+            "token-fingerprint" = tokens::fingerprint(&token),
+            "authenticated a user"
+        );
         return Ok(Answer::message(&AuthenticateResponse {
             header: Some(call.header_now()),
             token,
         }));
     }
+}
+
+/// The revision of the auth state that the password was right for.
+async fn check_password(call: &Call, request: &AuthenticateRequest) -> Result<u64, Status> {
+    let (hash, revision) = call.shared().auth().login(&request.name)?;
+    let password = request.password.clone();
+    if blocking(move || auth::verify(&password, &hash)).await? {
+        return Ok(revision);
+    }
+    tracing::info!("user-name" = request.name, "invalid password");
+    Err(ApiError::AuthFailed.into())
 }
 
 pub(super) async fn user_add(
@@ -186,22 +193,6 @@ pub(super) async fn user_add(
     }))
 }
 
-pub(super) async fn user_delete(
-    call: &Call,
-    request: AuthUserDeleteRequest,
-) -> Result<Answer, Status> {
-    let name = request.name.clone();
-    let request = InternalRaftRequest {
-        auth_user_delete: Some(request),
-        ..InternalRaftRequest::default()
-    };
-    propose(call, "AuthUserDelete", request).await?;
-    call.state.tokens.forget_user(&name);
-    Ok(Answer::message(&AuthUserDeleteResponse {
-        header: Some(call.header_now()),
-    }))
-}
-
 pub(super) async fn user_change_password(
     call: &Call,
     mut request: AuthUserChangePasswordRequest,
@@ -209,13 +200,11 @@ pub(super) async fn user_change_password(
     if !request.password.is_empty() {
         request.hashed_password = hashed(call, std::mem::take(&mut request.password)).await?;
     }
-    let name = request.name.clone();
     let request = InternalRaftRequest {
         auth_user_change_password: Some(request),
         ..InternalRaftRequest::default()
     };
     propose(call, "AuthUserChangePassword", request).await?;
-    call.state.tokens.forget_user(&name);
     Ok(Answer::message(&AuthUserChangePasswordResponse {
         header: Some(call.header_now()),
     }))

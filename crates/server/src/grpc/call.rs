@@ -20,6 +20,7 @@ use super::status::Status;
 use crate::serving::Origin;
 use crate::state::State;
 use crate::tickets::Awaited;
+use crate::tokens;
 
 const TOKEN: HeaderName = HeaderName::from_static("token");
 const AUTHORIZATION: HeaderName = http::header::AUTHORIZATION;
@@ -128,7 +129,10 @@ impl Call {
         let token = std::str::from_utf8(value.as_bytes()).unwrap_or_default();
         let token = token.strip_prefix("Bearer ").unwrap_or(token);
         let Some(user) = self.state.tokens.user(token, Instant::now()) else {
-            tracing::warn!("invalid auth token");
+            tracing::warn!(
+                "token-fingerprint" = tokens::fingerprint(token),
+                "invalid auth token"
+            );
             return Err(ApiError::InvalidAuthToken.into());
         };
         Ok(Caller {

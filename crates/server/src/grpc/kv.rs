@@ -1,7 +1,7 @@
 //! KV, but for transactions and streams.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
 use bytes::BytesMut;
 use keelson_proto::rpc::etcdserverpb::{
@@ -11,12 +11,14 @@ use keelson_proto::rpc::etcdserverpb::{
 use keelson_store::auth::Need;
 use keelson_store::range::{self, Plan, ReadAt};
 use keelson_store::{Outcome, quota};
+use prost::Message as _;
 
 use super::assemble::{self, Assembly};
 use super::call::{Call, mismatched};
 use super::slow;
 use super::splice::{self, Answer};
 use super::status::Status;
+use super::trace::{self, Trace};
 use super::validate;
 
 /// What sorting by value is counted as in the reader pool, in bytes.
@@ -24,40 +26,66 @@ const SORT_COST: u64 = 1 << 20;
 
 pub(super) async fn range(call: &Call, request: RangeRequest) -> Result<Answer, Status> {
     validate::range(&request)?;
-    let started = Instant::now();
-    let result = read(call, &request).await;
+    let trace = Trace::begin(&call.state, "range");
+    let result = read(call, &request, trace).await;
+    let took = trace.elapsed(&call.state);
     let metrics = &call.state.metrics;
-    metrics.request("Range", result.is_ok(), started.elapsed());
+    metrics.request("Range", result.is_ok(), took);
+    if let Err(status) = &result {
+        slow::tell_failed_read(&call.state, took, "read-only range ", status, || {
+            slow::range_text(&request)
+        });
+    }
     result
 }
 
-async fn read(call: &Call, request: &RangeRequest) -> Result<Answer, Status> {
+async fn read(call: &Call, request: &RangeRequest, mut trace: Trace) -> Result<Answer, Status> {
+    let state = &call.state;
+    let mut waited = Duration::ZERO;
     if !request.serializable {
         call.read_barrier().await?;
+        waited = trace.step(state, trace::AGREEMENT);
     }
     let caller = call.permit(&Need::read(&request.key, &request.range_end))?;
-    let started = Instant::now();
     let plan = planned(call, request).await?;
+    trace.step(state, trace::INDEX);
+    call.still_permitted(&caller)?;
     let mut assembly = Assembly::default();
-    assembly.push(header(&call.header(plan.revision)));
+    let revision = plan.revision;
+    assembly.push(header(&call.header(revision)));
     let keys = match u64::try_from(request.limit) {
         _ if request.count_only => 0,
         Ok(limit @ 1..) => plan.count.min(limit),
         _ => plan.count,
     };
     assembly.push_rows(call.shared(), plan);
-    let answer = assembly.answer(&call.state.pool)?;
-    let took = started.elapsed();
-    call.state.metrics.range(took);
-    slow::tell_read(
-        &call.state,
-        took,
-        "read-only range ",
-        || slow::range_text(request),
-        || format!("range_response_count:{keys}"),
-    );
-    call.still_permitted(&caller)?;
-    Ok(answer)
+    let size = assembly.len();
+    let told = (Arc::clone(state), request.clone());
+    let planned = trace.elapsed(state);
+    assembly.answer_and(&state.pool, move |reading| {
+        let (state, request) = told;
+        let took = if reading.is_zero() {
+            trace.step(&state, trace::ASSEMBLE)
+        } else {
+            // Made piece by piece, as the client takes it: the client's time does not count.
+            trace.step_until(trace::FILE, planned + reading)
+        };
+        state.metrics.range(took.saturating_sub(waited));
+        slow::tell_read(
+            &state,
+            took,
+            "read-only range ",
+            || slow::range_text(&request),
+            || format!("range_response_count:{keys} size:{size}"),
+        );
+        trace.tell(took, |detail| {
+            detail
+                .key("range_begin", &request.key)
+                .key("range_end", &request.range_end)
+                .add("response_count", keys)
+                .add("response_revision", revision);
+        });
+    })
 }
 
 /// Plans a range: from the index alone, so here; but where it needs values to sort by, on the pool.
@@ -80,6 +108,8 @@ async fn planned(call: &Call, request: &RangeRequest) -> Result<Plan, Status> {
 pub(super) async fn put(call: &Call, request: PutRequest) -> Result<Answer, Status> {
     call.check_space(quota::cost_of_put(&request)).await?;
     validate::put(&request)?;
+    let mut trace = Trace::begin(&call.state, "put");
+    let (key, size) = (request.key.clone(), request.encoded_len());
     let request = InternalRaftRequest {
         put: Some(request),
         ..InternalRaftRequest::default()
@@ -87,6 +117,13 @@ pub(super) async fn put(call: &Call, request: PutRequest) -> Result<Answer, Stat
     let Outcome::Put { revision, prev } = call.propose("Put", request).await? else {
         return Err(mismatched());
     };
+    let took = trace.step(&call.state, trace::PROPOSE);
+    trace.tell(took, |detail| {
+        detail
+            .key("key", &key)
+            .add("req_size", size)
+            .add("response_revision", revision);
+    });
     let mut assembly = Assembly::default();
     assembly.push(header(&call.header(revision)));
     if let Some((prev, pin)) = prev {
@@ -125,13 +162,25 @@ pub(super) async fn delete_range(
 }
 
 pub(super) async fn compact(call: &Call, request: CompactionRequest) -> Result<Answer, Status> {
-    let request = InternalRaftRequest {
+    let mut trace = Trace::begin(&call.state, "compact");
+    let proposed = InternalRaftRequest {
         compaction: Some(request),
         ..InternalRaftRequest::default()
     };
-    let Outcome::Compact { revision } = call.propose("Compaction", request).await? else {
+    let Outcome::Compact { revision } = call.propose("Compaction", proposed).await? else {
         return Err(mismatched());
     };
+    let step = if request.physical {
+        "physically toApply compaction"
+    } else {
+        trace::PROPOSE
+    };
+    let took = trace.step(&call.state, step);
+    trace.tell(took, |detail| {
+        detail
+            .add("revision", request.revision)
+            .add("response_revision", revision);
+    });
     Ok(Answer::message(&CompactionResponse {
         header: Some(call.header(revision)),
     }))

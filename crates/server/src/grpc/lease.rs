@@ -15,7 +15,7 @@ use keelson_store::auth::{Access, Need};
 use keelson_store::lease::Renewal;
 use keelson_store::{Outcome, quota};
 
-use super::call::{Call, mismatched};
+use super::call::{Call, Caller, mismatched};
 use super::inbound::Requests;
 use super::splice::{Answer, Chunk, Ending, Framed};
 use super::status::Status;
@@ -154,12 +154,12 @@ async fn catch_up(call: &Call) -> Result<(), Status> {
     Ok(())
 }
 
-fn permit_lease(call: &Call, id: LeaseId, access: Access) -> Result<(), Status> {
+fn permit_lease(call: &Call, id: LeaseId, access: Access) -> Result<Caller, Status> {
     if !call.shared().auth().enabled() {
-        return Ok(());
+        return Ok(Caller::default());
     }
     let leases = call.shared().leases();
-    call.permit(&Need::lease(&*leases, id, access)).map(drop)
+    call.permit(&Need::lease(&*leases, id, access))
 }
 
 pub(super) async fn time_to_live(
@@ -167,11 +167,11 @@ pub(super) async fn time_to_live(
     request: LeaseTimeToLiveRequest,
 ) -> Result<Answer, Status> {
     let id = LeaseId(request.id);
-    if request.keys {
-        permit_lease(call, id, Access::Read)?;
+    let caller = if request.keys {
+        permit_lease(call, id, Access::Read)?
     } else {
-        call.permit(&Need::Authenticated)?;
-    }
+        call.permit(&Need::Authenticated)?
+    };
     catch_up(call).await?;
     let now = call.state.node.ticks();
     let mut response = LeaseTimeToLiveResponse {
@@ -188,6 +188,8 @@ pub(super) async fn time_to_live(
             response.ttl = remaining.seconds().ok_or(ApiError::LeaderChanged)?;
             response.granted_ttl = lease.ttl();
             if request.keys {
+                // Others may have been attached since they were looked at.
+                call.permit(&Need::lease(&*leases, id, Access::Read))?;
                 response.keys = lease
                     .keys()
                     .iter()
@@ -196,19 +198,23 @@ pub(super) async fn time_to_live(
             }
         }
     }
+    if request.keys {
+        call.still_permitted(&caller)?;
+    }
     Ok(Answer::message(&response))
 }
 
 pub(super) async fn leases(call: &Call, _request: LeaseLeasesRequest) -> Result<Answer, Status> {
+    // Before the check: no lease is shown that was not looked at.
+    let listed = call.shared().deadlines().by_remaining();
     if call.shared().auth().enabled() {
         let leases = call.shared().leases();
         let keys = leases.iter().map(|(_, lease)| lease.keys());
         call.permit(&Need::every_lease(keys, Access::Read))?;
     }
-    let leases = call.shared().deadlines().by_remaining();
     Ok(Answer::message(&LeaseLeasesResponse {
         header: Some(call.header_now()),
-        leases: leases
+        leases: listed
             .into_iter()
             .map(|id| LeaseStatus { id: id.0 })
             .collect(),

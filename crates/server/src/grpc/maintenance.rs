@@ -7,7 +7,6 @@ use super::assemble::{failed, refusal_of};
 use super::call::{Call, mismatched};
 use super::splice::Answer;
 use super::status::Status;
-use crate::state::ETCD_VERSION;
 use keelson_node::{Order, Reply};
 use keelson_proto::ApiError;
 use keelson_proto::ids::MemberId;
@@ -56,7 +55,7 @@ pub(super) fn status(call: &Call) -> Result<Answer, Status> {
     let configured = call.state.settings.quota_backend_bytes;
     let header = call.header_now();
     Ok(Answer::message(&StatusResponse {
-        version: ETCD_VERSION.to_owned(),
+        version: call.state.settings.version.to_owned(),
         db_size: i64::try_from(sizes.total).unwrap_or(i64::MAX),
         leader: status.leader.0,
         raft_index: status.committed.0,

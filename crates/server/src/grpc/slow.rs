@@ -156,6 +156,30 @@ pub(super) fn tell_read(
     );
 }
 
+/// As [`tell_read`], of one that failed.
+pub(super) fn tell_failed_read(
+    state: &State,
+    took: Duration,
+    prefix: &str,
+    status: &Status,
+    request: impl FnOnce() -> String,
+) {
+    let expected = state.settings.slow_apply;
+    if took <= expected {
+        return;
+    }
+    state.metrics.slow_reads.inc();
+    tracing::warn!(
+        took = ?took,
+        "expected-duration" = ?expected,
+        prefix,
+        request = request(),
+        response = "",
+        error = status.text.as_ref(),
+        "apply request took too long"
+    );
+}
+
 pub(super) fn range_text(request: &RangeRequest) -> String {
     let mut text = keys_text(&request.key, &request.range_end);
     // Writing to a string cannot fail.

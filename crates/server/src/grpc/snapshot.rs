@@ -5,7 +5,7 @@
 //! transaction and one piece of memory, and nothing else.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::stream;
 use keelson_node::HumanBytes;
@@ -14,6 +14,7 @@ use keelson_proto::{ApiError, Code};
 use keelson_store::Durable;
 use keelson_store::auth::Need;
 use sha2::{Digest as _, Sha256};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::call::Call;
 use super::maintenance;
@@ -35,6 +36,31 @@ struct Rest {
     started: Instant,
 }
 
+/// What a client may take, in bytes a second, before it is called slow.
+const SLOW_RATE: u64 = 100 << 20;
+
+/// The shortest time after which it is.
+const SLOW_MIN: Duration = Duration::from_secs(30);
+
+/// After how long, and how often, a client is called slow that takes so many bytes.
+fn patience(bytes: u64) -> Duration {
+    SLOW_MIN.max(Duration::from_secs(bytes / SLOW_RATE))
+}
+
+/// Calls `tell` every so often until what is returned is dropped.
+fn while_slow(
+    every: Duration,
+    mut tell: impl FnMut(Duration) + Send + 'static,
+) -> AbortOnDropHandle<()> {
+    let started = tokio::time::Instant::now();
+    AbortOnDropHandle::new(tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(every).await;
+            tell(started.elapsed());
+        }
+    }))
+}
+
 pub(super) async fn snapshot(call: Call) -> Result<Answer, Status> {
     call.permit(&Need::Admin)?;
     let started = Instant::now();
@@ -49,6 +75,15 @@ pub(super) async fn snapshot(call: Call) -> Result<Answer, Status> {
         "storage-version" = %version,
         "sending database snapshot to client"
     );
+    let bytes = durable.read.size();
+    let slow = while_slow(patience(bytes), move |taking| {
+        tracing::warn!(
+            taking = ?taking,
+            bytes,
+            size = %HumanBytes(bytes),
+            "snapshotting taking too long to transfer"
+        );
+    });
     let rest = Rest {
         durable,
         version,
@@ -57,9 +92,9 @@ pub(super) async fn snapshot(call: Call) -> Result<Answer, Status> {
         started,
     };
     Ok(Answer::Pieces(Box::pin(stream::try_unfold(
-        Some((Arc::clone(&call.state), Box::new(rest))),
+        Some((Arc::clone(&call.state), Box::new(rest), slow)),
         |state| async move {
-            let Some((state, rest)) = state else {
+            let Some((state, rest, slow)) = state else {
                 return Ok(None);
             };
             if state.draining.is_cancelled() {
@@ -67,7 +102,7 @@ pub(super) async fn snapshot(call: Call) -> Result<Answer, Status> {
             }
             let (message, rest) = state.pool.run(BLOB as u64, move || rest.next()).await??;
             let next = match rest {
-                Next::Blob(rest) => Some((state, rest)),
+                Next::Blob(rest) => Some((state, rest, slow)),
                 Next::End {
                     started,
                     total,
@@ -136,5 +171,31 @@ impl Rest {
         self.offset += read as u64;
         let remaining = self.durable.read.size().saturating_sub(self.offset);
         Ok((message(blob, remaining, &self.version), Next::Blob(self)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_client_is_told_of_again_and_again_until_it_is_through() {
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let telling = Arc::clone(&told);
+        let slow = while_slow(patience(1), move |taking| {
+            telling.lock().unwrap().push(taking.as_secs());
+        });
+        tokio::time::sleep(Duration::from_secs(100)).await;
+        drop(slow);
+        tokio::time::sleep(Duration::from_secs(100)).await;
+        assert_eq!(*told.lock().unwrap(), [30, 60, 90]);
+    }
+
+    #[test]
+    fn large_files_may_take_longer() {
+        assert_eq!(patience(3 << 30), SLOW_MIN.max(Duration::from_secs(30)));
+        assert_eq!(patience(100 << 30), Duration::from_secs(1024));
     }
 }

@@ -46,6 +46,11 @@ impl Framed {
         Framed(out.freeze())
     }
 
+    /// A compressed message behind its prefix.
+    pub(crate) fn packed(bytes: Bytes) -> Framed {
+        Framed(bytes)
+    }
+
     /// The bytes, prefix and all.
     pub(crate) fn into_bytes(self) -> Bytes {
         self.0

@@ -2,7 +2,7 @@
 //! with the rows read where they lie.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
 use bytes::BytesMut;
 use keelson_proto::rpc::etcdserverpb::request_op::Request;
@@ -19,6 +19,7 @@ use super::kv::{header, push_records};
 use super::slow;
 use super::splice::{self, Answer};
 use super::status::Status;
+use super::trace::{self, Detail, Trace};
 use super::validate;
 
 /// What comparing is counted as in the reader pool, in bytes.
@@ -27,11 +28,18 @@ const COMPARE_COST: u64 = 4 << 10;
 pub(super) async fn txn(call: &Call, request: TxnRequest) -> Result<Answer, Status> {
     call.check_space(quota::cost_of_txn(&request)).await?;
     validate::txn(&request, call.state.settings.max_txn_ops)?;
+    let mut trace = Trace::begin(&call.state, "transaction");
     if is_read_only(&request) {
-        let started = Instant::now();
-        let result = read(call, request).await;
+        let counts = slow::TxnCounts::of(&request);
+        let result = read(call, request, trace).await;
+        let took = trace.elapsed(&call.state);
         let metrics = &call.state.metrics;
-        metrics.request("ReadonlyTxn", result.is_ok(), started.elapsed());
+        metrics.request("ReadonlyTxn", result.is_ok(), took);
+        if let Err(status) = &result {
+            slow::tell_failed_read(&call.state, took, "read-only txn ", status, || {
+                counts.text()
+            });
+        }
         return result;
     }
     // Cheap: its keys and values are shared, not copied.
@@ -40,7 +48,19 @@ pub(super) async fn txn(call: &Call, request: TxnRequest) -> Result<Answer, Stat
         ..InternalRaftRequest::default()
     };
     let outcome = call.propose("Txn", proposed).await?;
+    let took = trace.step(&call.state, trace::PROPOSE);
+    if let Outcome::Txn { ops, revision, .. } = &outcome {
+        trace.tell(took, |detail| told(detail, false, ops.len(), *revision));
+    }
     answer(call, request, outcome).await
+}
+
+/// What a line says of a transaction.
+fn told(detail: &mut Detail, read_only: bool, responses: usize, revision: i64) {
+    detail
+        .add("read_only", read_only)
+        .add("number_of_response", responses)
+        .add("response_revision", revision);
 }
 
 /// Whether neither branch can change anything; such a transaction needs no entry. One with another
@@ -67,32 +87,34 @@ fn ranges(
         })
 }
 
-async fn read(call: &Call, request: TxnRequest) -> Result<Answer, Status> {
+async fn read(call: &Call, request: TxnRequest, mut trace: Trace) -> Result<Answer, Status> {
+    let state = &call.state;
+    let mut waited = Duration::ZERO;
     if !is_serializable(&request) {
         call.read_barrier().await?;
+        waited = trace.step(state, trace::AGREEMENT);
     }
     let caller = {
         let leases = call.shared().leases();
         call.permit(&need_of_txn(&request, &*leases))?
     };
-    let started = Instant::now();
     let outcome = read_here_or_there(call, &request).await?;
+    trace.step(state, "compare");
+    call.still_permitted(&caller)?;
     let counts = slow::TxnCounts::of(&request);
-    let operations = match &outcome {
-        Outcome::Txn { ops, .. } => ops.len() + request.compare.len(),
-        _ => 0,
+    let (responses, operations, revision) = match &outcome {
+        Outcome::Txn { ops, revision, .. } => {
+            (ops.len(), ops.len() + request.compare.len(), *revision)
+        }
+        _ => (0, 0, 0),
     };
     let answer = answer(call, request, outcome).await?;
-    let took = started.elapsed();
-    call.state.metrics.read_txn(took, operations);
-    slow::tell_read(
-        &call.state,
-        took,
-        "read-only txn ",
-        || counts.text(),
-        String::new,
-    );
-    call.still_permitted(&caller)?;
+    let took = trace.step(state, trace::ASSEMBLE);
+    state
+        .metrics
+        .read_txn(took.saturating_sub(waited), operations);
+    slow::tell_read(state, took, "read-only txn ", || counts.text(), String::new);
+    trace.tell(took, |detail| told(detail, true, responses, revision));
     Ok(answer)
 }
 

@@ -81,6 +81,20 @@ impl Probe {
     }
 }
 
+impl Probe {
+    /// Whether it asks for all checks of its kind.
+    fn is_whole(self) -> bool {
+        self.checks.len() > 1 || self.kind == "livez"
+    }
+
+    fn path(self) -> String {
+        match self.checks {
+            [check] if !self.is_whole() => format!("/{}/{}", self.kind, check.name()),
+            _ => format!("/{}", self.kind),
+        }
+    }
+}
+
 /// The values of a query parameter, as they stand.
 fn values<'a>(query: &'a str, name: &'a str) -> impl Iterator<Item = &'a str> {
     query.split('&').filter_map(move |pair| {
@@ -121,10 +135,22 @@ pub(super) async fn probe(
             }
         }
     }
-    if !healthy {
+    let known = |name: &&str| probe.checks.iter().any(|check| check.name() == *name);
+    let unknown: Vec<_> = values(query, "exclude")
+        .filter(|name| !known(name))
+        .map(|name| format!("\"{name}\""))
+        .collect();
+    if !unknown.is_empty() && probe.is_whole() {
         tracing::warn!(
-            path = probe.kind,
-            reason = lines.trim_end(),
+            "missing-health-checks" = unknown.join(","),
+            "some health checks cannot be excluded"
+        );
+    }
+    if !healthy {
+        tracing::error!(
+            path = probe.path(),
+            reason = lines,
+            "status-code" = StatusCode::SERVICE_UNAVAILABLE.as_u16(),
             "Health check error"
         );
         return text(StatusCode::SERVICE_UNAVAILABLE, lines);
@@ -148,11 +174,14 @@ pub(super) async fn health(state: &Arc<State>, origin: Origin, query: &str) -> R
         }
         Some(reason) => {
             state.metrics.health_failures.inc();
-            tracing::warn!(output = %reason, "serving /health false");
-            (
-                StatusCode::SERVICE_UNAVAILABLE,
-                format!("{{\"health\":\"false\",\"reason\":\"{reason}\"}}\n"),
-            )
+            let body = format!("{{\"health\":\"false\",\"reason\":\"{reason}\"}}");
+            let status = StatusCode::SERVICE_UNAVAILABLE;
+            tracing::warn!(
+                output = body,
+                "status-code" = status.as_u16(),
+                "/health error"
+            );
+            (status, body + "\n")
         }
     };
     if reason.is_some() {
@@ -169,6 +198,7 @@ async fn unhealthy(state: &Arc<State>, origin: Origin, query: &str) -> Option<St
     for alarm in alarms {
         let name = alarm.alarm().as_str_name();
         if !values(query, "exclude").any(|excluded| excluded == name) {
+            tracing::warn!(alarm = name, "serving /health false due to an alarm");
             return Some(format!("ALARM {name}"));
         }
     }
@@ -176,11 +206,15 @@ async fn unhealthy(state: &Arc<State>, origin: Origin, query: &str) -> Option<St
         return None;
     }
     if !state.node.has_leader() {
+        tracing::warn!("serving /health false; no leader");
         return Some("RAFT NO LEADER".to_owned());
     }
     match state.read_barrier(origin.thread).await {
         Ok(()) => None,
-        Err(error) => Some(format!("RANGE ERROR:{}", error.text())),
+        Err(error) => {
+            tracing::warn!(error = error.text(), "serving /health false; Range fails");
+            Some(format!("RANGE ERROR:{}", error.text()))
+        }
     }
 }
 

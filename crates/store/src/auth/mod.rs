@@ -8,6 +8,8 @@ mod password;
 mod permit;
 mod ranges;
 mod state;
+pub(crate) mod told;
+mod tree;
 
 pub use need::{Access, KeyNeed, LeaseKeys, Need, before_proposal, need, need_of_txn};
 pub use password::{COST_DEFAULT, PASSWORD_BYTES_MAX, hash, propose_hash, verify};

@@ -156,9 +156,22 @@ fn range(
 ) -> Result<(), ApiError> {
     some_user(who)?;
     if who.auth_revision < state.revision() {
+        tracing::warn!(
+            "current node auth revision" = state.revision(),
+            "request auth revision" = who.auth_revision,
+            "request key" = String::from_utf8_lossy(key).as_ref(),
+            error = "auth: revision in header is old",
+            "request auth revision is less than current node auth revision"
+        );
         return Err(ApiError::AuthOldRevision);
     }
-    let account = state.account(who.user).ok_or(ApiError::PermissionDenied)?;
+    let Some(account) = state.account(who.user) else {
+        tracing::error!(
+            "user-name" = who.user,
+            "cannot find a user for permission check"
+        );
+        return Err(ApiError::PermissionDenied);
+    };
     let ranges = match access {
         Access::Read => &account.read,
         Access::Write => &account.write,

@@ -1,9 +1,10 @@
 //! What a user may read, or write: merged intervals of keys.
 
+use std::cmp::Ordering;
+
 use keelson_proto::rpc::authpb::{Permission, permission::Type};
 
-/// Where an interval ends, exclusively; `None` is past every key.
-type End<'a> = Option<&'a [u8]>;
+use super::tree::{Tree, compare_ends};
 
 /// An interval of keys, not empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,22 +13,18 @@ struct Interval {
     end: Option<Box<[u8]>>,
 }
 
-/// A set of keys as sorted intervals of which no two touch.
+/// A set of keys.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Ranges(Box<[Interval]>);
+pub(super) struct Ranges {
+    /// Sorted intervals of which no two touch.
+    merged: Box<[Interval]>,
+    /// Every interval as it was given: what etcd finds of ranges that end before they begin.
+    tree: Tree,
+}
 
 /// Whether `range_end` asks for every key from the first on.
 fn is_open(range_end: &[u8]) -> bool {
     range_end == [0]
-}
-
-/// Whether the end `left` lies before the end `right`.
-fn ends_before(left: End<'_>, right: End<'_>) -> bool {
-    match (left, right) {
-        (Some(left), Some(right)) => left < right,
-        (Some(_), None) => true,
-        (None, _) => false,
-    }
 }
 
 impl Interval {
@@ -82,31 +79,39 @@ impl Ranges {
     }
 
     fn from_intervals(mut intervals: Vec<Interval>) -> Ranges {
+        let mut tree = Tree::default();
+        for interval in &intervals {
+            tree.insert(&interval.begin, interval.end.as_deref());
+        }
         intervals.sort_unstable_by(|left, right| left.begin.cmp(&right.begin));
         let mut merged: Vec<Interval> = Vec::new();
         for interval in intervals {
             match merged.last_mut() {
                 // Intervals that only touch make one, too.
                 Some(last) if last.end.as_ref().is_none_or(|end| interval.begin <= *end) => {
-                    if ends_before(last.end.as_deref(), interval.end.as_deref()) {
+                    if compare_ends(last.end.as_deref(), interval.end.as_deref()).is_lt() {
                         last.end = interval.end;
                     }
                 }
                 Some(_) | None => merged.push(interval),
             }
         }
-        Ranges(merged.into())
+        Ranges {
+            merged: merged.into(),
+            tree,
+        }
     }
 
     /// Whether all of `[key, range_end)` is in the set. An empty `range_end` stands for the one
     /// key, `0x00` for every key from `key` on. Of a range that ends before it begins the key alone
-    /// must be in the set; an empty key never is.
+    /// must be in the set, and found as etcd looks for it; an empty key never is.
     pub(super) fn contain(&self, key: &[u8], range_end: &[u8]) -> bool {
         if key.is_empty() {
             return false;
         }
-        let behind = self.0.partition_point(|interval| *interval.begin <= *key);
-        let Some(interval) = behind.checked_sub(1).and_then(|at| self.0.get(at)) else {
+        let merged = &self.merged;
+        let behind = merged.partition_point(|interval| *interval.begin <= *key);
+        let Some(interval) = behind.checked_sub(1).and_then(|at| merged.get(at)) else {
             return false;
         };
         if !interval.reaches(key) {
@@ -115,8 +120,13 @@ impl Ranges {
         if range_end.is_empty() {
             return true;
         }
-        let end = (!is_open(range_end)).then_some(range_end);
-        !ends_before(interval.end.as_deref(), end)
+        if is_open(range_end) {
+            return interval.end.is_none();
+        }
+        if *range_end <= *key {
+            return self.tree.finds_backwards(key, range_end);
+        }
+        compare_ends(interval.end.as_deref(), Some(range_end)) != Ordering::Less
     }
 }
 

@@ -1,0 +1,219 @@
+//! Disks and clocks that do what a test wants: syncs of the log that wait until they are let go, and
+//! time that jumps. Nothing here depends on how fast the machine is.
+
+use std::io::{self, IoSlice};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use keelson_node::{Clock, Env, SystemClock};
+use keelson_wal::{Access, File, Files, RealFiles};
+
+/// How long a sync is waited for.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The world of one member, and the handle by which a test changes it.
+#[derive(Clone, Debug, Default)]
+pub struct Faults {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    syncs: Mutex<Syncs>,
+    changed: Condvar,
+    system: SystemClock,
+    /// Where the system's clock was stopped.
+    stopped: Mutex<Option<Duration>>,
+    /// By how much the clock is ahead, in microseconds.
+    ahead: AtomicU64,
+    /// How much every reading of the clock moves it on, in microseconds.
+    step: AtomicU64,
+    /// How long a sync takes, in microseconds of the clock.
+    sync_takes: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Syncs {
+    held: bool,
+    waiting: u32,
+}
+
+impl Faults {
+    /// What a member is to be started with.
+    #[must_use]
+    pub fn env(&self) -> Env {
+        Env {
+            clock: Arc::new(self.clone()),
+            files: Arc::new(self.clone()),
+            ..Env::real()
+        }
+    }
+
+    /// Lets no sync of the log return until [`Faults::release_syncs`]: what is proposed meanwhile is
+    /// neither committed nor applied.
+    pub fn hold_syncs(&self) {
+        self.syncs().held = true;
+    }
+
+    /// Lets all syncs return.
+    pub fn release_syncs(&self) {
+        self.syncs().held = false;
+        self.shared.changed.notify_all();
+    }
+
+    /// Waits until a sync waits.
+    ///
+    /// # Panics
+    ///
+    /// If none comes in half a minute.
+    pub fn wait_until_held(&self) {
+        let (_syncs, waited) = self
+            .shared
+            .changed
+            .wait_timeout_while(self.syncs(), PATIENCE, |syncs| syncs.waiting == 0)
+            .unwrap_or_else(PoisonError::into_inner);
+        assert!(!waited.timed_out(), "nothing was synced");
+    }
+
+    /// Moves the clock on.
+    pub fn jump(&self, by: Duration) {
+        self.shared.ahead.fetch_add(micros(by), Ordering::SeqCst);
+    }
+
+    /// Stops the clock: nothing takes any time until [`Faults::go_on`].
+    pub fn stop_clock(&self) {
+        *self.stopped() = Some(self.shared.system.now());
+    }
+
+    /// Lets the clock go on where the system's is.
+    pub fn go_on(&self) {
+        *self.stopped() = None;
+    }
+
+    fn stopped(&self) -> MutexGuard<'_, Option<Duration>> {
+        self.shared
+            .stopped
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on each reading of the clock moves it on: whatever is measured takes at least so long.
+    pub fn step(&self, by: Duration) {
+        self.shared.step.store(micros(by), Ordering::SeqCst);
+    }
+
+    /// From now on each sync of the log takes so long by the clock.
+    pub fn syncs_take(&self, long: Duration) {
+        self.shared.sync_takes.store(micros(long), Ordering::SeqCst);
+    }
+
+    fn syncs(&self) -> MutexGuard<'_, Syncs> {
+        self.shared
+            .syncs
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn sync(&self) {
+        let takes = self.shared.sync_takes.load(Ordering::SeqCst);
+        self.shared.ahead.fetch_add(takes, Ordering::SeqCst);
+        let mut syncs = self.syncs();
+        if syncs.held {
+            syncs.waiting += 1;
+            self.shared.changed.notify_all();
+            syncs = self
+                .shared
+                .changed
+                .wait_while(syncs, |syncs| syncs.held)
+                .unwrap_or_else(PoisonError::into_inner);
+            syncs.waiting -= 1;
+        }
+    }
+
+    fn wrap(&self, file: Box<dyn File>) -> Box<dyn File> {
+        Box::new(FaultyFile {
+            file,
+            faults: self.clone(),
+        })
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+impl Clock for Faults {
+    fn now(&self) -> Duration {
+        let step = self.shared.step.load(Ordering::SeqCst);
+        let ahead = self.shared.ahead.fetch_add(step, Ordering::SeqCst);
+        let system = self.stopped().unwrap_or_else(|| self.shared.system.now());
+        system + Duration::from_micros(ahead)
+    }
+
+    fn wall(&self) -> Duration {
+        self.shared.system.wall()
+    }
+}
+
+impl Files for Faults {
+    fn create(&self, path: &Path, mode: u32) -> io::Result<Box<dyn File>> {
+        RealFiles.create(path, mode).map(|file| self.wrap(file))
+    }
+    fn open(&self, path: &Path, access: Access) -> io::Result<Box<dyn File>> {
+        RealFiles.open(path, access).map(|file| self.wrap(file))
+    }
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        RealFiles.create_dir(path)
+    }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        RealFiles.rename(from, to)
+    }
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        RealFiles.remove(path)
+    }
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        RealFiles.remove_dir(path)
+    }
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        RealFiles.list(path)
+    }
+    fn exists(&self, path: &Path) -> io::Result<bool> {
+        RealFiles.exists(path)
+    }
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        RealFiles.sync_dir(path)
+    }
+}
+
+#[derive(Debug)]
+struct FaultyFile {
+    file: Box<dyn File>,
+    faults: Faults,
+}
+
+impl File for FaultyFile {
+    fn size(&self) -> io::Result<u64> {
+        self.file.size()
+    }
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        self.file.read_at(offset, buffer)
+    }
+    fn write_at(&self, offset: u64, slices: &mut [IoSlice<'_>]) -> io::Result<()> {
+        self.file.write_at(offset, slices)
+    }
+    fn allocate(&self, size: u64) -> io::Result<()> {
+        self.file.allocate(size)
+    }
+    fn truncate(&self, size: u64) -> io::Result<()> {
+        self.file.truncate(size)
+    }
+    fn sync(&self) -> io::Result<()> {
+        self.faults.sync();
+        self.file.sync()
+    }
+    fn try_lock(&self) -> io::Result<bool> {
+        self.file.try_lock()
+    }
+}

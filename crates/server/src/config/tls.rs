@@ -1,0 +1,130 @@
+//! TLS between members, as it is asked for: files and rules, nothing read yet.
+
+use std::path::PathBuf;
+
+use super::{Config, ConfigError, quote};
+
+/// Settings of TLS towards other members (`peer-transport-security`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PeerTls {
+    /// `peer-cert-file`: the certificate that is shown to others, who dial here.
+    pub cert_file: PathBuf,
+    /// `peer-key-file`: its key.
+    pub key_file: PathBuf,
+    /// `peer-client-cert-file`: the certificate to dial others with; empty: `cert_file`.
+    pub client_cert_file: PathBuf,
+    /// `peer-client-key-file`: its key.
+    pub client_key_file: PathBuf,
+    /// `peer-client-cert-auth`: a member that dials must show a certificate.
+    pub client_cert_auth: bool,
+    /// `peer-trusted-ca-file`: whom certificates must be from.
+    pub trusted_ca_file: PathBuf,
+    /// `peer-crl-file`: certificates that count no more.
+    pub crl_file: PathBuf,
+    /// `peer-cert-allowed-cn`: common names, one of which a certificate must carry.
+    pub allowed_cn: Vec<String>,
+    /// `peer-cert-allowed-hostname`: host names, one of which a certificate must be for.
+    pub allowed_hostname: Vec<String>,
+    /// `peer-skip-client-san-verification`: the address of who dials need not be in its certificate.
+    pub skip_client_san: bool,
+    /// `peer-auto-tls`: the member makes a certificate for itself.
+    pub auto_tls: bool,
+}
+
+impl PeerTls {
+    /// Whether members speak TLS with each other because of these settings: a certificate is there,
+    /// or will be made.
+    #[must_use]
+    pub fn is_on(&self) -> bool {
+        self.auto_tls || !self.cert_file.as_os_str().is_empty()
+    }
+
+    /// The first setting that is not at its default, as it would stand on the command line.
+    pub(super) fn first_set(&self) -> Option<String> {
+        let PeerTls {
+            cert_file,
+            key_file,
+            client_cert_file,
+            client_key_file,
+            client_cert_auth,
+            trusted_ca_file,
+            crl_file,
+            allowed_cn,
+            allowed_hostname,
+            skip_client_san,
+            auto_tls,
+        } = self;
+        let files = [
+            ("peer-cert-file", cert_file),
+            ("peer-key-file", key_file),
+            ("peer-client-cert-file", client_cert_file),
+            ("peer-client-key-file", client_key_file),
+            ("peer-trusted-ca-file", trusted_ca_file),
+            ("peer-crl-file", crl_file),
+        ];
+        if let Some((flag, file)) = files.iter().find(|(_, file)| !file.as_os_str().is_empty()) {
+            return Some(format!("--{flag}={}", file.display()));
+        }
+        let switches = [
+            ("peer-client-cert-auth", client_cert_auth),
+            ("peer-skip-client-san-verification", skip_client_san),
+            ("peer-auto-tls", auto_tls),
+        ];
+        if let Some((flag, _)) = switches.iter().find(|(_, on)| **on) {
+            return Some(format!("--{flag}=true"));
+        }
+        let lists = [
+            ("peer-cert-allowed-cn", allowed_cn),
+            ("peer-cert-allowed-hostname", allowed_hostname),
+        ];
+        let (flag, list) = lists.iter().find(|(_, list)| !list.is_empty())?;
+        Some(format!("--{flag}={}", list.join(",")))
+    }
+
+    /// What cannot be meant, in the texts of etcd, which finds it when it builds its TLS.
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        let half = |cert: &PathBuf, key: &PathBuf| {
+            let is_half = cert.as_os_str().is_empty() != key.as_os_str().is_empty();
+            is_half.then(|| (cert.display().to_string(), key.display().to_string()))
+        };
+        if let Some((cert, key)) = half(&self.cert_file, &self.key_file) {
+            return Err(ConfigError::HalfKeyPair { cert, key });
+        }
+        if let Some((cert, key)) = half(&self.client_cert_file, &self.client_key_file) {
+            return Err(ConfigError::HalfClientKeyPair { cert, key });
+        }
+        if !self.allowed_cn.is_empty() && !self.allowed_hostname.is_empty() {
+            return Err(ConfigError::TwoAllowed {
+                cns: listed(&self.allowed_cn),
+                hostnames: listed(&self.allowed_hostname),
+            });
+        }
+        Ok(())
+    }
+}
+
+/// A list as Go prints it with `%q`.
+fn listed(names: &[String]) -> String {
+    let names: Vec<String> = names.iter().map(|name| quote(name)).collect();
+    format!("[{}]", names.join(" "))
+}
+
+/// Versions and ciphers of TLS that can be asked for, on every port.
+pub(super) fn check_versions(config: &Config) -> Result<(), ConfigError> {
+    let (min, max) = (&config.tls_min_version, &config.tls_max_version);
+    for version in [min, max] {
+        if !["", "TLS1.2", "TLS1.3"].contains(&version.as_str()) {
+            return Err(ConfigError::TlsVersion(version.clone()));
+        }
+    }
+    if !max.is_empty() && min > max {
+        return Err(ConfigError::TlsOrder {
+            min: min.clone(),
+            max: max.clone(),
+        });
+    }
+    if min == "TLS1.3" && !config.cipher_suites.is_empty() {
+        return Err(ConfigError::CipherSuites);
+    }
+    config.peer_tls.check()
+}
