@@ -25,7 +25,7 @@ const RENEWALS: usize = 3;
 /// The pause when as many attempts as make a quorum have failed.
 const BACK_OFF: Duration = Duration::from_millis(25);
 /// The largest answer that is taken, in bytes: that of the Go client.
-const ANSWER_MAX: usize = i32::MAX as usize;
+pub(crate) const ANSWER_MAX: usize = i32::MAX as usize;
 /// A longer time-out is taken as this one: what gRPC can say, and a clock can add.
 const TIMEOUT_MAX: Duration = Duration::from_secs(99_999_999);
 /// What servers count calls by.
@@ -56,7 +56,7 @@ pub(crate) struct Answer<A> {
 }
 
 /// What the generated stubs are made of.
-pub(crate) struct Wire(Connection);
+pub(crate) struct Wire(pub(crate) Connection);
 
 macro_rules! stubs {
     ($($name:ident: $stub:ident),* $(,)?) => {

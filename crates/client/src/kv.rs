@@ -85,7 +85,7 @@ impl Client {
             Kind::Read
         };
         self.call(kind, request, |wire, request| async move {
-            wire.kv().txn(request).await
+            wire.txn(request).await
         })
         .await
     }

@@ -39,6 +39,7 @@ mod subchannel;
 mod sync;
 mod tls;
 mod transport;
+mod txn;
 mod watch;
 
 pub use auth::Permission;

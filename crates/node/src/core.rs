@@ -703,7 +703,7 @@ impl Core {
         if message.entries.is_empty() && snapshot.is_none() && !must_sync {
             self.lazy_state = hard_state.or(self.lazy_state);
             match self.writing.back_mut() {
-                Some(last) => last.responses.extend(message.responses),
+                Some(last) => join(&mut last.responses, message.responses),
                 None => self.deliver(message.responses),
             }
             return;
@@ -769,6 +769,18 @@ impl Core {
             .find(|answer| answer.kind == MessageKind::StorageApplyResp);
         self.applying.extend(answer.map(|answer| (last, answer)));
     }
+}
+
+/// Lets more wait for a write. As long as the log's end is not durable, raft wants it acknowledged with
+/// every write of the term, because an acknowledgement is void once the term has changed: of equal ones
+/// that are given together, the last is enough, and the others would find nothing to acknowledge.
+fn join(waiting: &mut Vec<Message>, more: Vec<Message>) {
+    for message in &more {
+        if message.kind == MessageKind::StorageAppendResp {
+            waiting.retain(|other| other != message);
+        }
+    }
+    waiting.extend(more);
 }
 
 fn data_bytes(entries: &[Entry]) -> u64 {

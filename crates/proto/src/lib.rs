@@ -7,14 +7,17 @@
 //! - [`entry`] and [`message`] are the plain types of consensus and log, with their codec: the
 //!   generated proto2 types, full of `Option`, stay inside this crate.
 //! - [`request`] turns an entry's bytes into a request, and back.
+//! - [`response`] decodes the answers that nest.
 //! - [`api_error`] is the table of errors that a client can see.
 
 pub mod api_error;
+mod deep;
 pub mod entry;
 mod error;
 pub mod ids;
 pub mod message;
 pub mod request;
+pub mod response;
 pub mod rpc;
 mod scan;
 

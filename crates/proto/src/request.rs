@@ -1,9 +1,9 @@
 //! What a normal log entry holds: [`InternalRaftRequest`], encoded and decoded with bounds.
 
 use bytes::Bytes;
-use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
-use prost::{DecodeError, Message as _};
+use prost::Message as _;
 
+use crate::deep::{Fault, Field, SHALLOW_MAX};
 use crate::rpc::etcdserverpb::request_op::Request;
 use crate::rpc::etcdserverpb::{InternalRaftRequest, RequestOp, TxnRequest};
 use crate::{Error, scan};
@@ -18,10 +18,6 @@ pub const DEPTH_MAX: usize = 2_000;
 /// The stack that a thread needs which decodes, walks or drops requests, in bytes: enough for
 /// [`DEPTH_MAX`] levels in a build without optimisation.
 pub const STACK_BYTES: usize = 32 << 20;
-
-/// Levels up to which a request is left to prost, which follows 100 of them, groups included, and
-/// refuses more.
-const SHALLOW_MAX: usize = 90;
 
 #[derive(Clone, Copy)]
 enum Kind {
@@ -69,7 +65,7 @@ pub fn decode(data: Bytes) -> Result<InternalRaftRequest, Error> {
         match (field.number, field.content) {
             (INTERNAL_TXN, Some(content)) => {
                 let txn = request.txn.get_or_insert_default();
-                merge_txn(txn, content, 2).map_err(|fault| fault.named(WHAT))?;
+                merge_txn(txn, content, 2).map_err(|fault| fault.named(WHAT, DEPTH_MAX))?;
             }
             _ => request.merge(field.whole).map_err(Fault::of(WHAT))?,
         }
@@ -89,7 +85,7 @@ pub fn decode_txn(data: Bytes) -> Result<TxnRequest, Error> {
     }
     refuse_deeper(WHAT, &data, Kind::Txn)?;
     let mut txn = TxnRequest::default();
-    merge_txn(&mut txn, data, 1).map_err(|fault| fault.named(WHAT))?;
+    merge_txn(&mut txn, data, 1).map_err(|fault| fault.named(WHAT, DEPTH_MAX))?;
     Ok(txn)
 }
 
@@ -103,34 +99,6 @@ fn refuse_deeper(what: &'static str, data: &[u8], root: Kind) -> Result<(), Erro
         });
     }
     Ok(())
-}
-
-/// What ends the decoding of a deep request.
-enum Fault {
-    Decode(DecodeError),
-    TooDeep,
-}
-
-impl From<DecodeError> for Fault {
-    fn from(error: DecodeError) -> Fault {
-        Fault::Decode(error)
-    }
-}
-
-impl Fault {
-    fn of(what: &'static str) -> impl Fn(DecodeError) -> Error {
-        move |source| Error::Decode { what, source }
-    }
-
-    fn named(self, what: &'static str) -> Error {
-        match self {
-            Fault::Decode(source) => Error::Decode { what, source },
-            Fault::TooDeep => Error::TooDeep {
-                what,
-                limit: DEPTH_MAX,
-            },
-        }
-    }
 }
 
 /// Merges an encoded transaction that lies `level` messages deep into `txn`, as prost would, were
@@ -169,40 +137,6 @@ fn decode_op(mut data: Bytes, level: usize) -> Result<RequestOp, Fault> {
         }
     }
     Ok(op)
-}
-
-/// A field as it stands in encoded bytes.
-struct Field {
-    number: u32,
-    /// What it holds, if that has a length.
-    content: Option<Bytes>,
-    /// Its bytes with number and length: a message of that one field.
-    whole: Bytes,
-}
-
-impl Field {
-    /// Takes the next field off the front; `None` at the end.
-    fn take(data: &mut Bytes) -> Result<Option<Field>, DecodeError> {
-        if data.is_empty() {
-            return Ok(None);
-        }
-        let all = data.clone();
-        let (number, wire_type) = decode_key(data)?;
-        let after_key = data.clone();
-        skip_field(wire_type, number, data, DecodeContext::default())?;
-        let whole = all.slice(..all.len() - data.len());
-        let content = (wire_type == WireType::LengthDelimited).then(|| {
-            let mut content = after_key.slice(..after_key.len() - data.len());
-            // It was skipped, so it is there.
-            let length = decode_varint(&mut content).map_or(0, |length| length as usize);
-            content.slice(content.len() - length..)
-        });
-        Ok(Some(Field {
-            number,
-            content,
-            whole,
-        }))
-    }
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use hyper::body::Incoming;
 use crate::descriptors;
 use crate::grpc;
 use crate::grpc::splice::Body;
+use crate::leader;
 use crate::metrics;
 use crate::serving::{Handle, Origin, Purpose};
 use crate::state::State;
@@ -50,7 +51,7 @@ impl Handle for State {
     async fn background(self: &Arc<State>, thread: u16) {
         let descriptors = async {
             if thread == 0 {
-                descriptors::watch().await;
+                tokio::join!(descriptors::watch(), leader::watch(self));
             }
         };
         tokio::join!(

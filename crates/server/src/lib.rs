@@ -5,6 +5,7 @@ mod descriptors;
 mod error;
 mod grpc;
 mod http;
+mod leader;
 pub mod logging;
 mod member;
 mod metrics;
@@ -20,3 +21,10 @@ mod watching;
 pub use error::Error;
 pub use member::Member;
 pub use run::serve;
+
+/// The wire tests' client serves the tests of this crate's inside too.
+#[cfg(test)]
+extern crate self as keelson_server;
+#[cfg(test)]
+#[path = "../tests/wire/mod.rs"]
+mod wire;

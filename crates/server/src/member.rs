@@ -19,6 +19,7 @@ use tracing::{info, warn};
 use crate::Error;
 use crate::config::{AutoCompaction, Checked, ClusterState, Gate};
 use crate::http::Early;
+use crate::leader::LeaderLoss;
 use crate::logging::{self, json};
 use crate::metrics::Metrics;
 use crate::pool::Pool;
@@ -156,6 +157,7 @@ impl Member {
             tickets,
             metrics,
             draining,
+            leader_loss: LeaderLoss::default(),
         });
         let client_urls = sockets.clients.iter().map(|(_, _, url)| url.clone());
         let mut member = Member {
@@ -242,6 +244,11 @@ impl Member {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn state(&self) -> &State {
+        &self.state
     }
 
     /// The URLs that clients are listened for on, with the ports that are really bound.
@@ -433,6 +440,7 @@ fn settings(config: &Checked) -> Settings {
         quota_backend_bytes: config.quota_backend_bytes,
         bcrypt_cost: bcrypt_cost(config.bcrypt_cost),
         request_timeout: REQUEST_BASE + Duration::from_millis(2 * config.election_ms),
+        election_timeout: Duration::from_millis(config.election_ms),
         slow_apply: config.warning_apply_duration,
         slow_call: config.warning_unary_request_duration,
     }

@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::grpc::trace::Trace;
+use crate::leader::LeaderLoss;
 use crate::metrics::Metrics;
 use crate::pool::Pool;
 use crate::tickets::{Awaited, Tickets};
@@ -34,6 +35,8 @@ pub(crate) struct State {
     pub(crate) changed: Arc<Notify>,
     /// Cancelled when the member begins to stop: endless streams end then.
     pub(crate) draining: CancellationToken,
+    /// What streams that want a leader end with.
+    pub(crate) leader_loss: LeaderLoss,
     /// Whether the cluster's version was seen to be known: it stays so.
     pub(crate) capable: AtomicBool,
 }
@@ -55,6 +58,8 @@ pub(crate) struct Settings {
     pub(crate) bcrypt_cost: u32,
     /// How long an answer is waited for: 5 s and two election timeouts.
     pub(crate) request_timeout: Duration,
+    /// How often streams that want a leader have a look for one.
+    pub(crate) election_timeout: Duration,
     /// A read that takes longer is warned of.
     pub(crate) slow_apply: Duration,
     /// A unary call that takes longer is warned of; zero never.

@@ -3,8 +3,12 @@
 //! Apply leaves one message a batch and thread that has watchers ([`Watchers::events`]); a task on
 //! the thread's runtime matches it, packs one response a watcher and revision, and wakes each stream
 //! that got something. Watchers that lag are fed from the reader pool by the same task, many a
-//! fetch. All of it happens on the thread that serves the streams; its lock is never contended but
+//! fetch. Values that events replaced are taken from memory, or else read by the pool while their place
+//! in the stream is kept. All of it happens on the thread that serves the streams; its lock is never contended but
 //! by that thread.
+
+mod previous;
+mod stream;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,26 +16,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::Instant;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use keelson_store::watch::{
-    Chunk, FETCH_BYTES, Fetched, Flow, Handle, Shard, Spec, State as ShardState, StreamId, Target,
-    fetch,
+    Chunk, FETCH_BYTES, Fetched, Flow, Shard, Spec, State as ShardState, StreamId, Target, fetch,
 };
 use keelson_store::{EventRange, EventRecord};
 use tokio::sync::Notify;
 
-use crate::grpc::splice;
 use crate::grpc::watch_response::{self as response, Flags};
 use crate::state::State;
-
-/// Bytes that may wait to be sent on one stream; its watchers lag beyond that.
-const STREAM_BYTES_MAX: usize = 1 << 20;
-
-/// Small responses are packed up to so many bytes: what most clients take in one frame.
-const PACK: usize = 16 << 10;
-
-/// Bytes that are handed to HTTP/2 at once: what is handed over is no longer counted here.
-const PIECE: usize = 64 << 10;
+pub(crate) use stream::Piece;
+use stream::{Stream, Watch};
 
 /// Watchers that one fetch feeds.
 const JOBS_MAX: usize = 64;
@@ -79,6 +74,8 @@ struct Hub {
     open: AtomicBool,
     inbox: Mutex<Vec<News>>,
     arrived: Notify,
+    /// Told when values are to be read.
+    wanted: Notify,
     core: Mutex<Core>,
 }
 
@@ -88,136 +85,8 @@ pub(crate) struct Core {
     shard: Shard,
     streams: BTreeMap<StreamId, Stream>,
     next_stream: u64,
-}
-
-/// One stream of a client.
-#[derive(Default)]
-struct Stream {
-    watches: BTreeMap<i64, Watch>,
-    next_id: i64,
-    queue: VecDeque<Queued>,
-    queued_bytes: usize,
-    /// Watchers that wait for room.
-    blocked: Vec<Handle>,
-    /// A request for progress that is to be answered once the shard is this far.
-    progress_at: Option<i64>,
-    waker: Option<Waker>,
-}
-
-#[derive(Clone, Copy)]
-struct Watch {
-    handle: Handle,
-    flags: Flags,
-    progress_notify: bool,
-}
-
-/// A response that waits to be sent.
-struct Queued {
-    bytes: Bytes,
-    /// The watcher whose events these are: they are dropped with it.
-    events_of: Option<i64>,
-    /// Whether a part of it is on its way: then the rest must follow.
-    begun: bool,
-}
-
-/// What is handed to HTTP/2 at once: a part of a response, or several whole ones.
-pub(crate) struct Piece {
-    pub(crate) chunk: splice::Chunk,
-    /// Whether a response ends with it.
-    pub(crate) last: bool,
-}
-
-impl Stream {
-    fn is_full(&self) -> bool {
-        self.queued_bytes >= STREAM_BYTES_MAX
-    }
-
-    fn push(&mut self, bytes: Bytes, events_of: Option<i64>) {
-        self.queued_bytes += bytes.len();
-        self.queue.push_back(Queued {
-            bytes,
-            events_of,
-            begun: false,
-        });
-        if let Some(waker) = self.waker.take() {
-            waker.wake();
-        }
-    }
-
-    /// Takes out what is to be sent next: a part of a response that is too long to be handed over at
-    /// once, or whole responses.
-    fn next_piece(&mut self) -> Option<Piece> {
-        while let Some(next) = self.queue.front_mut() {
-            let ended = |id| !self.watches.contains_key(&id);
-            if !next.begun && next.events_of.is_some_and(ended) {
-                drop(self.pop_next());
-                continue;
-            }
-            if !next.begun && next.bytes.len() <= PIECE {
-                let chunk = self.pack()?;
-                return Some(Piece { chunk, last: true });
-            }
-            let first = !std::mem::replace(&mut next.begun, true);
-            let last = next.bytes.len() <= PIECE;
-            let part = next.bytes.split_to(next.bytes.len().min(PIECE));
-            self.queued_bytes -= part.len();
-            if last {
-                self.queue.pop_front();
-            }
-            let chunk = if first {
-                splice::Chunk::first(part)
-            } else {
-                splice::Chunk::further(part)
-            };
-            return Some(Piece { chunk, last });
-        }
-        None
-    }
-
-    /// Takes out the next response, with those behind it as far as they fit into one frame: a frame
-    /// of HTTP/2 costs more than a small response. What a watcher got that has ended is left out.
-    fn pack(&mut self) -> Option<splice::Chunk> {
-        let first = self.pop()?;
-        let mut packed = BytesMut::new();
-        let mut messages = 1;
-        while let Some(next) = self.queue.front()
-            && first.len().max(packed.len()) + next.bytes.len() <= PACK
-        {
-            if packed.is_empty() {
-                packed.reserve(PACK.min(first.len() + self.queued_bytes));
-                packed.extend_from_slice(&first);
-            }
-            if let Some(next) = self.pop_next() {
-                packed.extend_from_slice(&next);
-                messages += 1;
-            }
-        }
-        let bytes = if packed.is_empty() {
-            first
-        } else {
-            packed.freeze()
-        };
-        Some(splice::Chunk::packed(bytes, messages))
-    }
-
-    fn pop(&mut self) -> Option<Bytes> {
-        while !self.queue.is_empty() {
-            if let Some(bytes) = self.pop_next() {
-                return Some(bytes);
-            }
-        }
-        None
-    }
-
-    /// Takes out the next response; nothing where its watcher has ended, or where there is none.
-    fn pop_next(&mut self) -> Option<Bytes> {
-        let Queued {
-            bytes, events_of, ..
-        } = self.queue.pop_front()?;
-        self.queued_bytes -= bytes.len();
-        let ended = events_of.is_some_and(|id| !self.watches.contains_key(&id));
-        (!ended).then_some(bytes)
-    }
+    /// Events whose replaced values are to be read.
+    wanted: VecDeque<previous::Wanted>,
 }
 
 /// Why a watcher was not made; the text goes to the client.
@@ -230,6 +99,7 @@ impl Watching {
             open: AtomicBool::new(false),
             inbox: Mutex::default(),
             arrived: Notify::new(),
+            wanted: Notify::new(),
             core: Mutex::default(),
         };
         Watching {
@@ -258,7 +128,7 @@ impl Watching {
                 let lags =
                     |watch: &&Watch| core.shard.state(watch.handle) == Some(ShardState::Lagging);
                 numbers.lagging += stream.watches.values().filter(lags).count() as u64;
-                numbers.queued += stream.queue.len() as u64;
+                numbers.queued += stream.queued() as u64;
             }
         }
         numbers
@@ -267,12 +137,19 @@ impl Watching {
     /// Serves the watches of a thread; runs on its runtime, without end.
     pub(crate) async fn run(&self, thread: u16, state: &Arc<State>) {
         let hub = self.hub(thread);
+        tokio::join!(
+            Watching::serve(hub, state),
+            previous::read(hub, state.shared(), &state.pool)
+        );
+    }
+
+    async fn serve(hub: &Hub, state: &Arc<State>) {
         loop {
             hub.arrived.notified().await;
             hub.take_batches(state);
             while let Some(jobs) = hub.jobs() {
                 let shared = Arc::clone(state.shared());
-                let bytes_max = hub.fetch_bytes();
+                let bytes_max = hub.fetch_bytes(&jobs);
                 let fetched = state
                     .pool
                     .run(FETCH_COST, move || fetch(&shared, jobs, bytes_max))
@@ -281,7 +158,7 @@ impl Watching {
                     Ok(Ok(chunks)) => hub.feed(state, chunks),
                     Ok(Err(error)) => {
                         tracing::error!(%error, "failed to read history for watchers");
-                        hub.break_streams();
+                        hub.break_streams(&unreadable(&error));
                     }
                     // The pool has stopped: so does the member.
                     Err(_) => return,
@@ -316,6 +193,15 @@ impl Watching {
 }
 
 impl Hub {
+    /// Begins to take batches. Apply publishes a revision first and looks then at whether its batch is
+    /// wanted; here it is the other way round. So either the batch comes, or its revision is seen.
+    fn join_in(&self, core: &mut Core, published: impl FnOnce() -> i64) {
+        self.open.store(true, Ordering::SeqCst);
+        // What was left from earlier, and what came just now, is published.
+        lock(&self.inbox).clear();
+        core.shard.open_at(published());
+    }
+
     /// Hands the batches that have arrived to the shard.
     fn take_batches(&self, state: &State) {
         // Under the core's lock, so that batches reach the shard in the order of the inbox whoever
@@ -327,14 +213,32 @@ impl Hub {
         }
         let watching = &state.watching;
         let (begun, before) = (Instant::now(), watching.events.load(Ordering::Relaxed));
-        let Core { shard, streams, .. } = &mut *core;
+        let Core {
+            shard,
+            streams,
+            wanted,
+            ..
+        } = &mut *core;
+        let mut failed = Vec::new();
         for news in &batches {
             match news {
                 News::Events(batch) => shard.events(batch, &mut |target, revision, events| {
-                    live(state, streams, target, revision, events)
+                    let mut live = Live {
+                        state,
+                        streams,
+                        wanted,
+                        failed: &mut failed,
+                    };
+                    live.send(target, revision, events)
                 }),
                 News::Restored(revision) => shard.skip_to(*revision),
             }
+        }
+        if !wanted.is_empty() {
+            self.wanted.notify_one();
+        }
+        for (stream, reason) in failed {
+            core.break_stream(stream, &reason);
         }
         // Other threads may have sent some meanwhile: what is told of one event is no more exact.
         let sent = watching.events.load(Ordering::Relaxed) - before;
@@ -351,16 +255,20 @@ impl Hub {
         }
     }
 
-    /// How much to fetch at once: little while many streams are slow, since each of them holds what was
-    /// fetched for it.
-    fn fetch_bytes(&self) -> usize {
+    /// How much to fetch at once: no more than a stream has room for, and little while many are slow, since
+    /// each of them holds what was fetched for it.
+    fn fetch_bytes(&self, jobs: &[keelson_store::watch::Job]) -> usize {
         let core = lock(&self.core);
-        let queued: usize = core.streams.values().map(|it| it.queued_bytes).sum();
-        if queued < HUB_BYTES {
+        let queued: usize = core.streams.values().map(Stream::queued_bytes).sum();
+        let most = if queued < HUB_BYTES {
             FETCH_BYTES
         } else {
             SMALL_FETCH_BYTES
-        }
+        };
+        let streams = jobs
+            .iter()
+            .filter_map(|job| core.streams.get(&job.target.stream));
+        most.min(streams.map(Stream::room).max().unwrap_or_default())
     }
 
     /// What to fetch next; watchers whose stream is full wait until it is not.
@@ -369,8 +277,12 @@ impl Hub {
         let Core { shard, streams, .. } = &mut *core;
         while shard.wants_history() {
             let mut jobs = shard.jobs(JOBS_MAX);
-            jobs.retain(|job| {
+            jobs.retain_mut(|job| {
                 let stream = streams.get_mut(&job.target.stream);
+                let watch = stream
+                    .as_ref()
+                    .and_then(|stream| stream.watches.get(&job.target.watch_id));
+                job.previous = watch.is_some_and(|watch| watch.flags.prev_kv);
                 let full = stream.as_ref().is_some_and(|stream| stream.is_full());
                 if let (true, Some(stream)) = (full, stream) {
                     shard.block(job.target.handle);
@@ -410,7 +322,17 @@ impl Hub {
                     shard.compacted(target.handle);
                     stream.push(response::compacted(state, target.watch_id, revision), None);
                 }
-                Fetched::Events { events, upto } => {
+                Fetched::Events {
+                    mut events,
+                    previous,
+                    mut upto,
+                } => {
+                    let fitting = fitting(&events, &previous, stream.room());
+                    if let Some(next) = events.get(fitting) {
+                        // The rest is fetched again when there is room.
+                        upto = next.revision.main - 1;
+                        events.truncate(fitting);
+                    }
                     shard.fetched(target.handle, upto, !events.is_empty());
                     if events.is_empty() {
                         continue;
@@ -421,8 +343,10 @@ impl Hub {
                         .fetch_add(events.len() as u64, Ordering::Relaxed);
                     let events: Vec<&EventRecord> = events.iter().collect();
                     let header = state.header_now();
+                    let max = state.settings.message_max();
+                    let fragment = watch.flags.fragment.then_some(max);
                     for bytes in
-                        response::events(state, &header, target.watch_id, &events, watch.flags)
+                        response::events(&header, target.watch_id, &events, &previous, fragment)
                     {
                         stream.push(bytes, Some(target.watch_id));
                     }
@@ -432,50 +356,114 @@ impl Hub {
     }
 
     /// Ends every stream: what cannot be read cannot be left out.
-    fn break_streams(&self) {
+    fn break_streams(&self, reason: &str) {
         let mut core = lock(&self.core);
-        for (_, stream) in std::mem::take(&mut core.streams) {
-            for watch in stream.watches.values() {
-                core.shard.remove(watch.handle);
-            }
-            if let Some(waker) = stream.waker {
-                waker.wake();
-            }
+        let streams: Vec<StreamId> = core.streams.keys().copied().collect();
+        for stream in streams {
+            core.break_stream(stream, reason);
         }
     }
 }
 
-/// Sends the events of one revision to a synced watcher.
-fn live(
-    state: &State,
-    streams: &mut BTreeMap<StreamId, Stream>,
-    target: Target,
-    revision: i64,
-    events: &[&EventRecord],
-) -> Flow {
-    let Some(stream) = streams.get_mut(&target.stream) else {
-        return Flow::Taken;
-    };
-    if stream.is_full() {
-        stream.blocked.push(target.handle);
-        return Flow::Full;
+/// How many events from the first on fit into `room` bytes: whole revisions, and the first one in any case.
+fn fitting(events: &[EventRecord], previous: &[Option<Bytes>], room: usize) -> usize {
+    let (mut fitting, mut bytes) = (0, 0);
+    for revision in events.chunk_by(|a, b| a.revision.main == b.revision.main) {
+        let end = fitting + revision.len();
+        let own = revision.iter().map(|event| event.record.bytes.len());
+        let replaced = previous.iter().take(end).skip(fitting).flatten();
+        bytes += own.chain(replaced.map(Bytes::len)).sum::<usize>();
+        if fitting > 0 && bytes > room {
+            break;
+        }
+        fitting = end;
     }
-    let Some(watch) = stream.watches.get(&target.watch_id) else {
-        return Flow::Taken;
-    };
-    state
-        .watching
-        .events
-        .fetch_add(events.len() as u64, Ordering::Relaxed);
-    let header = state.header(revision);
-    let flags = watch.flags;
-    for bytes in response::events(state, &header, target.watch_id, events, flags) {
-        stream.push(bytes, Some(target.watch_id));
+    fitting
+}
+
+/// What a client is told whose stream ends because of the database.
+fn unreadable(error: &keelson_store::Error) -> String {
+    format!("keelson: history could not be read: {error}")
+}
+
+/// Events on their way to synced watchers.
+struct Live<'a> {
+    state: &'a State,
+    streams: &'a mut BTreeMap<StreamId, Stream>,
+    wanted: &'a mut VecDeque<previous::Wanted>,
+    /// Streams that have to end, and why.
+    failed: &'a mut Vec<(StreamId, String)>,
+}
+
+impl Live<'_> {
+    /// Sends the events of one revision to a synced watcher.
+    fn send(&mut self, target: Target, revision: i64, events: &[&EventRecord]) -> Flow {
+        let Some(stream) = self.streams.get_mut(&target.stream) else {
+            return Flow::Taken;
+        };
+        if stream.is_full() {
+            stream.blocked.push(target.handle);
+            return Flow::Full;
+        }
+        let Some(watch) = stream.watches.get(&target.watch_id) else {
+            return Flow::Taken;
+        };
+        let state = self.state;
+        state
+            .watching
+            .events
+            .fetch_add(events.len() as u64, Ordering::Relaxed);
+        let header = state.header(revision);
+        let max = state.settings.message_max();
+        let fragment = watch.flags.fragment.then_some(max);
+        let mut replaced = Vec::new();
+        if watch.flags.prev_kv {
+            match previous::look(state.shared(), events) {
+                Ok(previous::Found::Here(values)) => replaced = values,
+                Ok(previous::Found::Elsewhere { places, bytes }) => {
+                    let own: usize = events.iter().map(|event| event.record.bytes.len()).sum();
+                    self.wanted.push_back(previous::Wanted {
+                        stream: target.stream,
+                        place: stream.keep_place(target.watch_id, own + bytes),
+                        watch_id: target.watch_id,
+                        header,
+                        fragment,
+                        events: events.iter().map(|&event| event.clone()).collect(),
+                        places,
+                        bytes,
+                    });
+                    return Flow::Taken;
+                }
+                Err(error) => {
+                    tracing::error!(%error, "failed to read the previous values of events");
+                    let reason = unreadable(&error);
+                    // At once: what comes next must not be sent without this.
+                    stream.break_off(reason.clone());
+                    self.failed.push((target.stream, reason));
+                    return Flow::Taken;
+                }
+            }
+        }
+        for bytes in response::events(&header, target.watch_id, events, &replaced, fragment) {
+            stream.push(bytes, Some(target.watch_id));
+        }
+        Flow::Taken
     }
-    Flow::Taken
 }
 
 impl Core {
+    /// Ends a stream with a reason: its watchers get nothing more.
+    fn break_stream(&mut self, id: StreamId, reason: &str) {
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return;
+        };
+        for watch in stream.watches.values() {
+            self.shard.remove(watch.handle);
+        }
+        stream.blocked.clear();
+        stream.break_off(reason.to_owned());
+    }
+
     /// Answers a request for progress if every watcher of the stream is complete; otherwise it is
     /// dropped, as in etcd.
     fn answer_progress(&mut self, state: &State, id: StreamId) {
@@ -540,10 +528,7 @@ impl StreamHandle {
         let hub = self.watching.hub(self.thread);
         let mut core = self.core();
         if core.shard.is_empty() {
-            // From here on every batch comes; what was published before is behind us.
-            hub.open.store(true, Ordering::SeqCst);
-            lock(&hub.inbox).clear();
-            core.shard.open_at(state.shared().revision());
+            hub.join_in(&mut core, || state.shared().revision());
         }
         let Core { shard, streams, .. } = &mut *core;
         let Some(stream) = streams.get_mut(&self.id) else {
@@ -647,25 +632,32 @@ impl StreamHandle {
             .is_some_and(Stream::is_full)
     }
 
-    /// The next responses, or a part of a long one; `None` if the stream was broken.
-    pub(crate) fn poll_next(&self, waker: &Waker) -> Poll<Option<Piece>> {
+    /// The next responses, or a part of a long one.
+    ///
+    /// # Errors
+    ///
+    /// Why the stream has to end.
+    pub(crate) fn poll_next(&self, waker: &Waker) -> Poll<Result<Piece, String>> {
         let mut core = self.core();
         let Core { shard, streams, .. } = &mut *core;
-        let Some(stream) = streams.get_mut(&self.id) else {
-            return Poll::Ready(None);
-        };
+        let stream = streams
+            .get_mut(&self.id)
+            .expect("a stream is there as long as its handle");
         let piece = stream.next_piece();
-        if stream.queued_bytes <= STREAM_BYTES_MAX / 2 && !stream.blocked.is_empty() {
+        if stream.has_room() && !stream.blocked.is_empty() {
             for handle in std::mem::take(&mut stream.blocked) {
                 shard.resume(handle);
             }
             self.wake_task();
         }
-        if piece.is_none() {
-            stream.waker = Some(waker.clone());
-            return Poll::Pending;
+        if let Some(piece) = piece {
+            return Poll::Ready(Ok(piece));
         }
-        Poll::Ready(piece)
+        if let Some(reason) = stream.broken() {
+            return Poll::Ready(Err(reason.to_owned()));
+        }
+        stream.waker = Some(waker.clone());
+        Poll::Pending
     }
 }
 
@@ -697,7 +689,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use keelson_proto::rpc::etcdserverpb::watch_request::RequestUnion;
+    use keelson_proto::rpc::etcdserverpb::{
+        PutRequest, PutResponse, WatchCreateRequest, WatchRequest,
+    };
+    use keelson_store::{Record, Revision};
+
+    use super::stream::{PIECE, STREAM_BYTES_MAX};
     use super::*;
+    use crate::wire::{Both, Client, start, within};
 
     #[test]
     fn a_long_response_leaves_in_pieces_and_counts_until_the_last_of_them() {
@@ -712,7 +712,7 @@ mod tests {
         let mut received = Vec::new();
         let mut last = false;
         while !last {
-            let Poll::Ready(Some(piece)) = stream.poll_next(Waker::noop()) else {
+            let Poll::Ready(Ok(piece)) = stream.poll_next(Waker::noop()) else {
                 panic!("a piece is there");
             };
             assert!(piece.chunk.bytes().len() <= PIECE);
@@ -722,7 +722,7 @@ mod tests {
             last = piece.last;
         }
         assert_eq!(received, long);
-        let Poll::Ready(Some(piece)) = stream.poll_next(Waker::noop()) else {
+        let Poll::Ready(Ok(piece)) = stream.poll_next(Waker::noop()) else {
             panic!("the next response is there");
         };
         assert_eq!(
@@ -732,17 +732,150 @@ mod tests {
         assert!(stream.poll_next(Waker::noop()).is_pending());
     }
 
+    fn record(main: i64, len: usize) -> EventRecord {
+        EventRecord {
+            revision: Revision { main, sub: 0 },
+            record: Record {
+                bytes: vec![0; len].into(),
+                tombstone: false,
+            },
+        }
+    }
+
     #[test]
-    fn what_waits_is_packed_in_order_without_what_an_ended_watcher_got() {
-        let mut stream = Stream::default();
-        stream.push(Bytes::from_static(b"created"), None);
-        stream.push(Bytes::from_static(b"gone"), Some(7));
-        stream.push(Bytes::from_static(b"canceled"), None);
-        stream.push(Bytes::from(vec![1; PACK]), None);
-        stream.push(Bytes::from_static(b"last"), None);
-        let pieces: Vec<_> = std::iter::from_fn(|| stream.pack()).collect();
-        let bytes: Vec<_> = pieces.iter().map(splice::Chunk::bytes).collect();
-        assert_eq!(bytes, [&b"createdcanceled"[..], &[1; PACK], b"last"]);
-        assert_eq!(stream.queued_bytes, 0);
+    fn as_many_whole_revisions_as_fit_are_queued_and_one_at_least() {
+        let events = [
+            record(2, 10),
+            record(3, 10),
+            record(3, 10),
+            record(4, 10),
+            record(9, 1),
+        ];
+        for (room, expected) in [(0, 1), (10, 1), (29, 1), (30, 3), (40, 4), (41, 5)] {
+            assert_eq!(fitting(&events, &[], room), expected, "{room} bytes");
+        }
+        let value = |len: usize| Some(Bytes::from(vec![0; len]));
+        let previous = [None, value(5), None, value(100), None];
+        for (room, expected) in [(34, 1), (35, 3), (144, 3), (145, 4), (146, 5)] {
+            assert_eq!(fitting(&events, &previous, room), expected, "{room} bytes");
+        }
+        assert_eq!(fitting(&[], &[], 10), 0);
+    }
+
+    fn batch(main: i64) -> EventRange {
+        EventRange {
+            from: main,
+            to: main,
+            records: [record(main, 0)].into(),
+        }
+    }
+
+    /// What a thread that joins in while revision 5 is on its way gets to know of: up to which revision
+    /// it takes as past, and the batches that come.
+    fn joined(apply: impl FnOnce(&Watching) -> i64) -> (i64, Vec<i64>) {
+        let watching = Watching::new(1);
+        let hub = watching.hub(0);
+        let mut core = lock(&hub.core);
+        hub.join_in(&mut core, || apply(&watching));
+        drop(core);
+        watching.events(batch(6));
+        let last = lock(&hub.core).shard.last();
+        let to = |news: &News| match news {
+            News::Events(batch) => batch.to,
+            News::Restored(revision) => *revision,
+        };
+        let batches = lock(&hub.inbox).iter().map(to).collect();
+        (last, batches)
+    }
+
+    #[test]
+    fn a_batch_is_sent_or_its_revision_is_seen_whenever_a_thread_joins_in() {
+        // All of it before the thread looks; but for the sending; after the look.
+        let before = joined(|watching| {
+            watching.events(batch(5));
+            5
+        });
+        assert_eq!(before, (5, vec![5, 6]));
+        let between = joined(|_| 5);
+        assert_eq!(between, (5, vec![6]));
+        let after = joined(|watching| {
+            let seen = 4;
+            watching.events(batch(5));
+            seen
+        });
+        assert_eq!(after, (4, vec![5, 6]));
+    }
+
+    /// The largest revision of the test below, in bytes.
+    const LARGEST: usize = 200 << 10;
+
+    #[tokio::test]
+    async fn a_stream_that_is_not_read_holds_no_more_than_its_budget_and_a_revision() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().to_owned();
+        let member = std::thread::spawn(move || start(&path)).join().unwrap();
+        let url = &member.client_urls()[0];
+        let client = Client::connect(url).await;
+        let put = async |number: usize| {
+            let request = PutRequest {
+                key: format!("k{}", number % 7).into(),
+                value: vec![0; LARGEST / 2 - 100].into(),
+                ..PutRequest::default()
+            };
+            let answer = client.call::<PutResponse>("/etcdserverpb.KV/Put", &request);
+            within(answer).await.unwrap();
+        };
+        for number in 0..60 {
+            put(number).await;
+        }
+        let mut streams = Vec::new();
+        for (start_revision, prev_kv) in [(0, false), (0, true), (1, false), (1, true)] {
+            let stream = Both::open(url, "/etcdserverpb.Watch/Watch").await;
+            let create = WatchCreateRequest {
+                key: "k".into(),
+                range_end: "l".into(),
+                start_revision,
+                prev_kv,
+                ..WatchCreateRequest::default()
+            };
+            stream.send(&WatchRequest {
+                request_union: Some(RequestUnion::CreateRequest(create)),
+            });
+            streams.push(stream);
+        }
+        let all_are = |wanted: fn(Numbers) -> bool| {
+            let watching = &member.state().watching;
+            async move {
+                while !wanted(watching.numbers()) {
+                    tokio::task::yield_now().await;
+                }
+            }
+        };
+        within(all_are(|numbers| numbers.watchers == 4)).await;
+        for number in 0..60 {
+            put(number).await;
+        }
+        within(all_are(|numbers| numbers.lagging == 4)).await;
+        let hubs = member.state().watching.threads.iter();
+        let queued: Vec<usize> = hubs
+            .flat_map(|hub| {
+                let core = lock(&hub.core);
+                core.streams
+                    .values()
+                    .map(Stream::queued_bytes)
+                    .collect::<Vec<_>>()
+            })
+            .collect();
+        assert_eq!(queued.len(), 4);
+        let most = STREAM_BYTES_MAX + LARGEST;
+        for bytes in queued {
+            assert!(
+                bytes > STREAM_BYTES_MAX / 2,
+                "it lags for a reason: {bytes}"
+            );
+            assert!(bytes <= most, "{bytes} of {most} bytes wait");
+        }
+        drop((streams, client));
+        std::thread::spawn(move || member.stop()).join().unwrap();
     }
 }

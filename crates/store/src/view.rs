@@ -111,6 +111,12 @@ impl View {
         self.segments.get(after.checked_sub(1)?)
     }
 
+    /// Whether what was stored at a revision is looked for in memory, so that reading it waits for no disk.
+    #[must_use]
+    pub fn in_memory(&self, revision: Revision) -> bool {
+        revision.main >= self.window_start()
+    }
+
     /// The value stored at a revision; `None` if it is not there (compacted, or never was).
     ///
     /// # Errors

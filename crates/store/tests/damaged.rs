@@ -280,7 +280,7 @@ fn watch_all(shared: &std::sync::Arc<Shared>) -> Result<usize, Error> {
         let handle = shard.add(StreamId(1), i64::try_from(id).unwrap(), spec);
         while shard.state(handle) == Some(State::Lagging) {
             for chunk in watch::fetch(shared, shard.jobs(1), watch::FETCH_BYTES)? {
-                let Fetched::Events { events, upto } = chunk.fetched else {
+                let Fetched::Events { events, upto, .. } = chunk.fetched else {
                     return Ok(count);
                 };
                 for event in &events {

@@ -207,7 +207,7 @@ impl Reader<'_> {
             .pop();
         match chunk.unwrap().fetched {
             Fetched::Compacted { revision } => assert!(from < revision),
-            Fetched::Events { events, upto } => {
+            Fetched::Events { events, upto, .. } => {
                 let found = events.iter().map(|event| event.revision.main);
                 let expected = (from.max(2)..=upto).filter(|revision| {
                     let changed = &self.model.changes[*revision as usize].0;

@@ -297,7 +297,7 @@ impl Run {
             }
             Step::Remove(client) => self.remove(client),
             Step::Room(stream, room) => self.make_room(stream, room),
-            Step::Jobs(max) => self.jobs.extend(self.shard.jobs(max)),
+            Step::Jobs(max) => self.take_jobs(max),
             Step::Fetch(count) => {
                 let jobs = self.jobs.drain(..count.min(self.jobs.len())).collect();
                 let chunks =
@@ -488,7 +488,37 @@ impl Run {
                 client.compacted = true;
                 self.shard.compacted(target.handle);
             }
-            Fetched::Events { events, upto } => self.land_events(target, &events, upto),
+            Fetched::Events {
+                events,
+                previous,
+                upto,
+            } => {
+                self.check_previous(&events, &previous);
+                self.land_events(target, &events, upto);
+            }
+        }
+    }
+
+    /// Half of the jobs want the values that events replaced.
+    fn take_jobs(&mut self, max: usize) {
+        let jobs = self.shard.jobs(max).into_iter();
+        self.jobs.extend(jobs.map(|job| Job {
+            previous: job.from % 2 == 0,
+            ..job
+        }));
+    }
+
+    fn check_previous(&self, events: &[EventRecord], previous: &[Option<Bytes>]) {
+        assert!(previous.is_empty() || previous.len() == events.len());
+        for (event, value) in events.iter().zip(previous) {
+            let main = event.revision.main;
+            let happened = &self.model.history[&main];
+            let expected = happened.iter().find(|it| it.sub == event.revision.sub);
+            let value = value.clone().map(|bytes| KeyValue::decode(bytes).unwrap());
+            if value.is_some() || main > self.model.compacted {
+                let found = value.map(|kv| kv.mod_revision);
+                assert_eq!(found, expected.unwrap().prev);
+            }
         }
     }
 
@@ -574,7 +604,7 @@ impl Run {
             for stream in 0..STREAMS {
                 self.make_room(stream, usize::MAX);
             }
-            self.jobs.extend(self.shard.jobs(4));
+            self.take_jobs(4);
             if self.jobs.is_empty() && self.chunks.is_empty() {
                 break;
             }
@@ -641,7 +671,7 @@ fn a_chunk_of_history_is_bounded_in_bytes() {
             let chunk = watch::fetch(rig.store.shared(), jobs, watch::FETCH_BYTES)
                 .unwrap()
                 .remove(0);
-            let Fetched::Events { events, upto } = chunk.fetched else {
+            let Fetched::Events { events, upto, .. } = chunk.fetched else {
                 panic!()
             };
             let bytes: usize = events.iter().map(|event| event.record.bytes.len()).sum();

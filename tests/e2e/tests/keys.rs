@@ -82,6 +82,32 @@ async fn a_transaction_runs_one_branch_at_one_revision() {
 }
 
 #[tokio::test]
+async fn the_answer_to_as_many_nested_transactions_as_a_server_takes_is_read() {
+    let server = server();
+    let client = server.client().await.unwrap();
+    client.put(Put::new("k", "v")).await.unwrap();
+    for nested in [49, 50, 128] {
+        let mut txn = Txn::new().then(Get::key("k"));
+        for _ in 1..nested {
+            txn = Txn::new().then(Op::from(txn));
+        }
+        let mut answer = client.txn(txn).await.unwrap();
+        for _ in 1..nested {
+            let inner = answer.responses.pop().unwrap().response.unwrap();
+            let pb::response_op::Response::ResponseTxn(inner) = inner else {
+                unreachable!("{inner:?}")
+            };
+            answer = inner;
+        }
+        let range = answer.responses.pop().unwrap().response.unwrap();
+        let pb::response_op::Response::ResponseRange(range) = range else {
+            unreachable!("{range:?}")
+        };
+        assert_eq!(values(&range), [(&b"k"[..], &b"v"[..])]);
+    }
+}
+
+#[tokio::test]
 async fn compaction_ends_history_and_keeps_what_is_current() {
     let server = server();
     let client = server.client().await.unwrap();

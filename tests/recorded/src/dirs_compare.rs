@@ -248,7 +248,7 @@ fn watch(
         ensure!(!jobs.is_empty(), "a lagging watcher asks for history");
         for chunk in watch::fetch(shared, jobs, watch::FETCH_BYTES)? {
             let (fetched, upto) = match chunk.fetched {
-                Fetched::Events { events, upto } => (events, upto),
+                Fetched::Events { events, upto, .. } => (events, upto),
                 Fetched::Compacted { revision } => bail!("compacted at {revision}"),
             };
             for record in &fetched {

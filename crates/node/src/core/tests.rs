@@ -477,3 +477,28 @@ fn apply_that_goes_back_is_a_broken_invariant() {
     bench.settle();
     bench.give([Input::Applied { index: LogIndex(0) }]);
 }
+
+#[test]
+fn the_end_of_the_log_is_acknowledged_once_for_each_write() {
+    let mut bench = Bench::lone();
+    bench.settle();
+    for id in 0..3 {
+        bench.give([propose(id, "x")]);
+    }
+    // The first write ends: the commit of it waits for the last one, which acknowledges the end already.
+    bench.sync(1);
+    let acknowledged = |bench: &Bench| -> Vec<u64> {
+        let writing = bench.core.writing.iter();
+        writing
+            .flat_map(|writing| &writing.responses)
+            .filter(|response| response.kind == MessageKind::StorageAppendResp)
+            .map(|response| response.index.0)
+            .collect()
+    };
+    assert_eq!(acknowledged(&bench), [3, 4]);
+    bench.sync(1);
+    assert_eq!(acknowledged(&bench), [4]);
+    bench.settle();
+    assert_eq!(bench.core.view().committed, LogIndex(4));
+    assert_eq!(bench.core.raft.storage().last_index(), LogIndex(4));
+}

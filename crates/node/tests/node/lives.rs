@@ -1,6 +1,7 @@
 //! Writes, reads, orders, stops and crashes.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use keelson_node::{Env, Order, Reply};
@@ -37,6 +38,20 @@ fn a_new_directory_elects_itself_and_serves_what_is_put() {
     rig.desk.wait_for_revision(4);
     let events = rig.desk.events.lock().unwrap().clone();
     assert_eq!(events, [(2, 2), (3, 3), (4, 4)]);
+    rig.node.stop();
+}
+
+#[test]
+fn a_revision_is_published_before_its_events_are_sent() {
+    let dir = tempfile::tempdir().unwrap();
+    let rig = Rig::start(config(dir.path()));
+    for key in 0..50 {
+        rig.put(&format!("k{}", key % 7), "v");
+    }
+    rig.desk.wait_for_revision(51);
+    // Whoever begins to watch looks at the revision after it has asked for events: otherwise what falls
+    // between would be lost.
+    assert_eq!(rig.desk.early.load(Ordering::Relaxed), 0);
     rig.node.stop();
 }
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::Duration;
 
 use keelson_node::{
@@ -14,7 +14,7 @@ use keelson_proto::rpc::etcdserverpb::{
     CompactionRequest, DeleteRangeRequest, InternalRaftRequest, PutRequest, RangeRequest,
 };
 use keelson_store::range::{self, ReadAt};
-use keelson_store::{EventRange, Outcome};
+use keelson_store::{EventRange, Outcome, Shared};
 
 /// How long anything may take: a busy machine is slow, a lost answer never comes.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -28,6 +28,9 @@ pub(crate) struct Desk {
     given_up: AtomicBool,
     pub(crate) parcels: AtomicU32,
     pub(crate) events: Mutex<Vec<(i64, i64)>>,
+    /// The store, once the member has started, and batches that came before their revision was published.
+    shared: OnceLock<Arc<Shared>>,
+    pub(crate) early: AtomicU32,
     happened: Condvar,
 }
 
@@ -98,6 +101,10 @@ impl Watchers for Desk {
     }
 
     fn events(&self, batch: EventRange) {
+        let early = |shared: &Arc<Shared>| shared.revision() < batch.to;
+        if self.shared.get().is_some_and(early) {
+            self.early.fetch_add(1, Ordering::Relaxed);
+        }
         self.events.lock().unwrap().push((batch.from, batch.to));
         self.happened.notify_all();
     }
@@ -134,6 +141,7 @@ impl Rig {
     fn try_start_in(config: Config, env: Env) -> Result<Rig, keelson_node::Error> {
         let desk = Arc::new(Desk::default());
         let node = Node::start(config, env, desk.clone(), desk.clone())?;
+        desk.shared.get_or_init(|| node.shared().clone());
         node.wait_ready(PATIENCE)?;
         Ok(Rig { node, desk })
     }

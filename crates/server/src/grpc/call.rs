@@ -14,6 +14,7 @@ use keelson_proto::{ApiError, Code};
 use keelson_store::auth::{self, AuthState, Need, Who};
 use keelson_store::{Outcome, Shared, quota};
 use prometheus::IntGauge;
+use tokio_util::sync::CancellationToken;
 
 use super::method::Method;
 use super::status::Status;
@@ -100,14 +101,24 @@ impl Call {
         self.state
             .metrics
             .client_request(self.method.kind(), counted);
-        let wants_leader = self
-            .metadata
-            .get(HAS_LEADER)
-            .is_some_and(|value| value.as_bytes() == b"true");
-        if wants_leader && !self.state.node.has_leader() {
+        if self.wants_leader() && !self.state.node.has_leader() {
             return Err(ApiError::NoLeader.into());
         }
         Ok(())
+    }
+
+    fn wants_leader(&self) -> bool {
+        let value = self.metadata.get(HAS_LEADER);
+        value.is_some_and(|value| value.as_bytes() == b"true")
+    }
+
+    /// For a stream that begins: cancelled when it is to end because there is no leader.
+    pub(crate) fn leader_lost(&self) -> CancellationToken {
+        if self.wants_leader() {
+            self.state.leader_loss.token()
+        } else {
+            CancellationToken::new()
+        }
     }
 
     /// Who sent the call, as its token says; nobody where there is none or authentication is off.

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::stream;
-use keelson_proto::Code;
 use keelson_proto::rpc::etcdserverpb::request_op::Request;
 use keelson_proto::rpc::etcdserverpb::{DeleteRangeRequest, PutRequest, ResponseHeader};
 use keelson_proto::rpc::mvccpb::KeyValue;
@@ -12,6 +11,7 @@ use keelson_proto::rpc::v3electionpb::{
     CampaignRequest, CampaignResponse, LeaderKey, LeaderRequest, LeaderResponse, ProclaimRequest,
     ProclaimResponse, ResignRequest, ResignResponse,
 };
+use keelson_proto::{ApiError, Code};
 use keelson_store::Revision;
 
 use super::call::Call;
@@ -130,20 +130,24 @@ pub(super) async fn leader(call: &Call, request: LeaderRequest) -> Result<Answer
 /// Tells the leader and every value that it proclaims, then the next leader, without end.
 pub(super) fn observe(call: Call, request: &LeaderRequest) -> Answer {
     let prefix = Prefix::of(&request.name);
+    let lost = call.leader_lost();
     let observer = Observer {
         call,
         prefix,
         leader: None,
     };
     Answer::Pieces(Box::pin(stream::try_unfold(
-        observer,
-        |mut observer| async move {
-            let (header, kv) = observer.next().await?;
+        (observer, lost),
+        |(mut observer, lost)| async move {
+            let (header, kv) = tokio::select! {
+                next = observer.next() => next?,
+                () = lost.cancelled() => return Err(ApiError::NoLeader.into()),
+            };
             let message = Framed::message(&LeaderResponse {
                 header: Some(header),
                 kv: Some(kv),
             });
-            Ok::<_, Ending>(Some((Chunk::from(message), observer)))
+            Ok::<_, Ending>(Some((Chunk::from(message), (observer, lost))))
         },
     )))
 }

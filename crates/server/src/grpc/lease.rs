@@ -68,19 +68,21 @@ pub(super) async fn revoke(call: &Call, request: LeaseRevokeRequest) -> Result<A
 /// Answers each request in order; the stream ends with the client's side, with an error, or with the
 /// member.
 pub(super) fn keep_alive(call: Call, requests: Requests<LeaseKeepAliveRequest>) -> Answer {
+    let lost = call.leader_lost();
     Answer::Pieces(Box::pin(stream::try_unfold(
-        (call, requests),
-        |(call, mut requests)| async move {
+        (call, requests, lost),
+        |(call, mut requests, lost)| async move {
             let request = tokio::select! {
                 request = requests.next() => request,
                 () = call.state.draining.cancelled() => return Err(ApiError::Stopped.into()),
+                () = lost.cancelled() => return Err(ApiError::NoLeader.into()),
             };
             let Some(request) = request else {
                 return Ok(None);
             };
             let response = keep_one_alive(&call, LeaseId(request?.id)).await?;
             let chunk = Chunk::from(Framed::message(&response));
-            Ok::<_, Ending>(Some((chunk, (call, requests))))
+            Ok::<_, Ending>(Some((chunk, (call, requests, lost))))
         },
     )))
 }

@@ -42,6 +42,7 @@ pub(super) fn watch(call: Call, requests: Requests<WatchRequest>) -> Answer {
     Answer::Pieces(Box::pin(WatchStream {
         stream: StreamHandle::open(&call.state.watching, call.origin.thread),
         draining: Box::pin(call.state.draining.clone().cancelled_owned()),
+        leader_lost: Box::pin(call.leader_lost().cancelled_owned()),
         call,
         requests: Some(requests),
         ticks,
@@ -58,6 +59,7 @@ struct WatchStream {
     /// Whether a part of a response is still to come: no status can be told in between.
     inside: bool,
     draining: Pin<Box<WaitForCancellationFutureOwned>>,
+    leader_lost: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 impl Stream for WatchStream {
@@ -68,6 +70,9 @@ impl Stream for WatchStream {
         if this.draining.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Some(Err(this.ending(ApiError::Stopped.into()))));
         }
+        if this.leader_lost.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Some(Err(this.ending(ApiError::NoLeader.into()))));
+        }
         while this.ticks.poll_tick(cx).is_ready() {
             this.stream.tick(&this.call.state);
         }
@@ -75,12 +80,11 @@ impl Stream for WatchStream {
             return Poll::Ready(Some(Err(this.ending(status))));
         }
         match this.stream.poll_next(cx.waker()) {
-            Poll::Ready(Some(piece)) => {
+            Poll::Ready(Ok(piece)) => {
                 this.inside = !piece.last;
                 Poll::Ready(Some(Ok(piece.chunk)))
             }
-            Poll::Ready(None) => {
-                let reason = "keelson: history could not be read";
+            Poll::Ready(Err(reason)) => {
                 let status = Status::new(keelson_proto::Code::Internal, reason);
                 Poll::Ready(Some(Err(this.ending(status))))
             }

@@ -2,13 +2,10 @@
 
 use bytes::{Bytes, BytesMut};
 use keelson_proto::rpc::etcdserverpb::{ResponseHeader, WatchResponse};
-use keelson_store::{EventRecord, watch};
+use keelson_store::EventRecord;
 
 use super::splice::{self, Framed};
 use crate::state::State;
-
-/// What gRPC takes beyond the largest request, in bytes: a response is cut from there on.
-const FRAGMENT_OVERHEAD: usize = 512 << 10;
 
 /// How a watcher wants its events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,7 +35,7 @@ const DELETE: i64 = 1;
 /// One event on its way, with what it replaced.
 struct Item<'a> {
     event: &'a EventRecord,
-    prev: Option<Bytes>,
+    prev: Option<&'a Bytes>,
 }
 
 impl Item<'_> {
@@ -59,7 +56,6 @@ impl Item<'_> {
         };
         let prev = self
             .prev
-            .as_ref()
             .map_or(0, |prev| splice::bytes_len(PREV_KV, prev.len() as u64));
         kind + splice::bytes_len(KV, self.kv_len()) + prev
     }
@@ -78,39 +74,37 @@ impl Item<'_> {
         if self.event.record.tombstone {
             splice::put_int(MOD_REVISION, self.event.revision.main, out);
         }
-        if let Some(prev) = &self.prev {
+        if let Some(prev) = self.prev {
             splice::put_len(PREV_KV, prev.len() as u64, out);
             out.extend_from_slice(prev);
         }
     }
 }
 
-/// Events of one watcher, as one response, or as several where it is too large and the watcher
-/// takes pieces.
+/// Events of one watcher, as one response; where it takes pieces, as several from `fragment` bytes on.
+/// `previous` is what each event replaced, or empty.
 pub(crate) fn events(
-    state: &State,
     header: &ResponseHeader,
     watch_id: i64,
     events: &[&EventRecord],
-    flags: Flags,
+    previous: &[Option<Bytes>],
+    fragment: Option<usize>,
 ) -> Vec<Bytes> {
+    let none = std::iter::repeat(&None);
     let items: Vec<Item<'_>> = events
         .iter()
-        .map(|event| Item {
+        .zip(previous.iter().chain(none))
+        .map(|(event, prev)| Item {
             event,
-            prev: if flags.prev_kv {
-                previous(state, event)
-            } else {
-                None
-            },
+            prev: prev.as_ref(),
         })
         .collect();
     let fixed = splice::header_len(header) + splice::int_len(WATCH_ID, watch_id);
-    let max = (state.settings.max_request_bytes + FRAGMENT_OVERHEAD) as u64;
     let whole = fixed + items.iter().map(Item::len).sum::<u64>();
-    if !flags.fragment || items.len() < 2 || whole < max {
-        return vec![message(header, watch_id, &items, false)];
-    }
+    let max = match fragment {
+        Some(max) if items.len() > 1 && whole >= max as u64 => max as u64,
+        _ => return vec![message(header, watch_id, &items, false)],
+    };
     let mut pieces = Vec::new();
     let mut rest = items.as_slice();
     while !rest.is_empty() {
@@ -124,17 +118,6 @@ pub(crate) fn events(
         rest = after;
     }
     pieces
-}
-
-/// What an event replaced; nothing where it is gone.
-fn previous(state: &State, event: &EventRecord) -> Option<Bytes> {
-    match watch::previous(state.shared(), event) {
-        Ok(previous) => previous,
-        Err(error) => {
-            tracing::error!(%error, revision = %event.revision, "failed to read a previous value");
-            None
-        }
-    }
 }
 
 fn message(header: &ResponseHeader, watch_id: i64, items: &[Item<'_>], fragment: bool) -> Bytes {
@@ -236,6 +219,7 @@ mod tests {
             },
         };
         let (put_event, delete_event) = (event(0, &put, false), event(1, &tombstone, true));
+        let put_bytes = Bytes::from(put.clone());
         let items = [
             Item {
                 event: &put_event,
@@ -243,7 +227,7 @@ mod tests {
             },
             Item {
                 event: &delete_event,
-                prev: Some(put.clone().into()),
+                prev: Some(&put_bytes),
             },
         ];
         let bytes = message(&header, 3, &items, true);

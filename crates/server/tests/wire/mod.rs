@@ -200,19 +200,49 @@ fn ended<R>(fields: &http::HeaderMap) -> Result<Option<R>, Status> {
 
 type Sent = Result<Frame<Bytes>, std::convert::Infallible>;
 
+type Requests = StreamBody<UnboundedReceiverStream<Sent>>;
+
 /// A call that sends and gets many messages.
 pub(crate) struct Both {
     pub(crate) requests: mpsc::UnboundedSender<Sent>,
     pub(crate) answers: Answers,
 }
 
+/// No test file uses everything, so all of it counts as used here.
+const _: () = {
+    let _ = Both::wanting;
+};
+
 impl Both {
     pub(crate) async fn open(url: &Url, path: &str) -> Both {
         Both::begun(url, path, None).await
     }
 
+    /// With a header.
+    pub(crate) async fn wanting(
+        url: &Url,
+        path: &str,
+        (name, value): (&'static str, &'static str),
+    ) -> Both {
+        Both::sent(url, None, |body| {
+            let mut request = request(path, None, body);
+            let value = http::HeaderValue::from_static(value);
+            request.headers_mut().insert(name, value);
+            request
+        })
+        .await
+    }
+
     /// With a first piece of the body: some calls say nothing before they have their message.
     pub(crate) async fn begun(url: &Url, path: &str, first: Option<Bytes>) -> Both {
+        Both::sent(url, first, |body| request(path, None, body)).await
+    }
+
+    async fn sent(
+        url: &Url,
+        first: Option<Bytes>,
+        request: impl FnOnce(Requests) -> Request<Requests>,
+    ) -> Both {
         let socket = tokio::net::TcpStream::connect(url.authority())
             .await
             .unwrap();
@@ -222,10 +252,7 @@ impl Both {
             requests.send(Ok(Frame::data(first))).unwrap();
         }
         let body = StreamBody::new(UnboundedReceiverStream::new(received));
-        let response = sender
-            .send_request(request(path, None, body))
-            .await
-            .unwrap();
+        let response = sender.send_request(request(body)).await.unwrap();
         Both {
             requests,
             answers: Answers::of(response),

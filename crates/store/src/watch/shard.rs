@@ -343,7 +343,7 @@ impl Shard {
         !self.queue.is_empty()
     }
 
-    /// Up to `max` jobs for watchers that want history; each is out until [`Shard::fetched`] or
+    /// Up to `max` jobs for watchers that want history, without the values that events replaced; each is out until [`Shard::fetched`] or
     /// [`Shard::block`] says what came of it.
     pub fn jobs(&mut self, max: usize) -> Vec<Job> {
         let mut jobs = Vec::new();
@@ -361,6 +361,7 @@ impl Shard {
                 target: watcher.target,
                 spec: watcher.spec.clone(),
                 from: watcher.next,
+                previous: false,
             });
         }
         jobs
