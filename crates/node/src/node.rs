@@ -129,7 +129,7 @@ impl Workers {
         } = booted;
         let snapshots = Snapshots::new(&links.config, links.env.files.clone(), start.index);
         Ok(Workers {
-            log: Logger::new(links.clone(), wal, hard_state),
+            log: Logger::new(links.clone(), wal, hard_state, start.index),
             commits: Commits::new(links.clone(), opened.committer, snapshots),
             applier: Applier::new(links.clone(), opened.store, replay_to, start.index),
             consensus: Consensus::new(links.clone(), core),
