@@ -106,6 +106,7 @@ impl World {
                     self.part(&|number| number == leader, false, time);
                 }
             }
+            Fault::Lag { place, time } => self.lag(place % count, time),
             Fault::Weather(weather) => self.weather = weather,
             Fault::MoveLeader { place } => self.move_leader(place % count)?,
             Fault::Commit { place } => {
@@ -167,6 +168,28 @@ impl World {
         }
         let time = time.min(self.plan.heal_at.saturating_sub(self.now));
         self.after(time, Event::Mend(links));
+    }
+
+    /// Cuts a member off, and has the others forget, by a start, what their snapshots hold.
+    fn lag(&mut self, place: usize, time: Moment) {
+        self.part(&|number| number == place, false, time);
+        for other in 0..self.places.len() {
+            if other == place {
+                continue;
+            }
+            let at = self.now + time * 2 / 3;
+            if at < self.plan.heal_at {
+                self.after(time * 2 / 3, Event::Again(other));
+            }
+        }
+    }
+
+    /// The process of a member ends, and starts again at once.
+    pub(crate) fn again(&mut self, place: usize) {
+        if self.places[place].running.is_some() {
+            self.kill(place);
+            self.after(MILLI, Event::Start(place));
+        }
     }
 
     fn move_leader(&mut self, to: usize) -> Result<(), Failed> {

@@ -1,4 +1,4 @@
-//! The long run: `cargo run -p keelson-sim --release -- --seeds 0..10000`.
+//! The long run: `cargo run -p keelson-sim --profile sim -- --seeds 0..10000`.
 #![expect(clippy::print_stdout, reason = "this is a program of the command line")]
 
 use std::ops::Range;
@@ -69,7 +69,7 @@ fn main() -> ExitCode {
     for (seed, failure) in &failed {
         println!("seed {seed}: {failure}");
         println!(
-            "  repeat: cargo run -p keelson-sim --release -- --seeds {seed}..{} --shown",
+            "  repeat: cargo run -p keelson-sim --profile sim -- --seeds {seed}..{} --shown",
             seed + 1
         );
         if options.shrink {

@@ -78,6 +78,13 @@ pub enum Fault {
     },
     /// Links behave differently from now on.
     Weather(Weather),
+    /// A member is cut off while the others go on, take snapshots and start again: it needs one then.
+    Lag {
+        /// Which member.
+        place: usize,
+        /// How long.
+        time: Moment,
+    },
     /// Leadership is to be handed over.
     MoveLeader {
         /// To whom.
@@ -150,7 +157,7 @@ impl Plan {
             watchers: random.index(3) + 1,
             keys: random.between(2, 8),
             think: random.between(20 * MILLI, 300 * MILLI),
-            snapshot_count: [None, Some(20), Some(60), Some(200)][random.index(4)],
+            snapshot_count: [None, Some(5), Some(20), Some(60)][random.index(4)],
             segment_bytes: random.between(4, 32) << 10,
             pre_vote: !random.chance(200),
             weather: Weather::draw(&mut random),
@@ -174,7 +181,7 @@ impl Plan {
     }
 }
 
-const FAULT_KINDS: u64 = 18;
+const FAULT_KINDS: u64 = 20;
 
 fn draw(kind: u64, random: &mut Random) -> Fault {
     let place = random.index(16);
@@ -217,6 +224,10 @@ fn draw(kind: u64, random: &mut Random) -> Fault {
             learner: random.chance(400),
         },
         16 => Fault::Remove { place },
+        17 | 18 => Fault::Lag {
+            place,
+            time: time.max(2 * SECOND),
+        },
         _ => Fault::Promote,
     }
 }
@@ -235,6 +246,6 @@ mod tests {
             let names = plan.faults.iter().map(|(_, fault)| format!("{fault:?}"));
             kinds.extend(names.map(|name| name.split([' ', '(']).next().unwrap().to_owned()));
         }
-        assert_eq!(kinds.len(), 15, "{kinds:?}");
+        assert_eq!(kinds.len(), 16, "{kinds:?}");
     }
 }

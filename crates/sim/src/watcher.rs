@@ -178,12 +178,12 @@ impl World {
             let handle = chunk.target.handle;
             let watching = watching(&mut self.watchers, chunk.target);
             match (chunk.fetched, watching) {
-                (Fetched::Events { events, upto }, Some(watching)) => {
+                (Fetched::Events { events, upto, .. }, Some(watching)) => {
                     let borrowed: Vec<&EventRecord> = events.iter().collect();
                     running.shard.fetched(handle, upto, !events.is_empty());
                     watching.got(changes(&borrowed)?);
                 }
-                (Fetched::Events { events, upto }, None) => {
+                (Fetched::Events { events, upto, .. }, None) => {
                     running.shard.fetched(handle, upto, !events.is_empty());
                 }
                 (Fetched::Compacted { revision }, watching) => {

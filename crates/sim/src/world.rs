@@ -47,6 +47,8 @@ pub(crate) enum Event {
     Fault(usize),
     /// Links are mended.
     Mend(Vec<(MemberId, MemberId)>),
+    /// A member ends and starts again.
+    Again(usize),
     /// A member starts.
     Start(usize),
     /// The states of members are compared.
@@ -198,6 +200,10 @@ impl World {
                 for (from, to) in links {
                     self.net.mend(from, to);
                 }
+                Ok(())
+            }
+            Event::Again(place) => {
+                self.again(place);
                 Ok(())
             }
             Event::Start(place) => self.start(place),

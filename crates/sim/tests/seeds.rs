@@ -30,6 +30,6 @@ fn two_hundred_seeds_keep_what_is_promised_and_repeat_themselves() {
     let failed = failed.into_inner().unwrap();
     assert!(
         failed.is_empty(),
-        "generator {GENERATOR}; repeat with `cargo run -p keelson-sim --release -- --seeds N..N+1 --shown`: {failed:#?}"
+        "generator {GENERATOR}; repeat with `cargo run -p keelson-sim --profile sim -- --seeds N..N+1 --shown`: {failed:#?}"
     );
 }
