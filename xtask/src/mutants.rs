@@ -22,13 +22,13 @@ pub(crate) fn run(only: Option<&str>) -> anyhow::Result<bool> {
     let mut all = true;
     for patch in &patches {
         let found = scratch.hunt(patch)?;
-        match found {
-            Some(line) => println!("found      {}: {line}", name(patch)),
-            None => println!("NOT FOUND  {}: {SEEDS} seeds", name(patch)),
+        match &found {
+            Some(line) => eprintln!("found      {}: {line}", name(patch)),
+            None => eprintln!("NOT FOUND  {}: {SEEDS} seeds", name(patch)),
         }
         all &= found.is_some();
     }
-    println!("mutants: {} planted", patches.len());
+    eprintln!("mutants: {} planted", patches.len());
     Ok(all)
 }
 
