@@ -9,6 +9,9 @@ use keelson_transport::stats::{HistogramView, PeerStats, SnapshotStats};
 use super::{Families, Label, MetricType, labelled, proto, signed, truth};
 use crate::state::State;
 
+/// One number of a member.
+type Field = fn(&PeerStats) -> &AtomicU64;
+
 /// The families of connections to other members.
 pub(super) fn peers(all: &mut Families, state: &State) {
     let Some(stats) = state.peers.stats() else {
@@ -30,7 +33,7 @@ pub(super) fn peers(all: &mut Families, state: &State) {
         of.iter()
             .map(|(id, peer)| (both(id), count(&peer.disconnects))),
     );
-    let table: [(&str, &str, &'static str, fn(&PeerStats) -> &AtomicU64); 4] = [
+    let table: [(&str, &str, &'static str, Field); 4] = [
         (
             "etcd_network_peer_sent_bytes_total",
             "The total number of bytes sent to peers.",
