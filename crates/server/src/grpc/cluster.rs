@@ -125,6 +125,21 @@ pub(crate) async fn promote(call: &Call, id: MemberId) -> Result<(), Status> {
     if !call.state.node.is_leader() {
         return Err(ApiError::NotLeader.into());
     }
+    let promoted = promote_here(call, id).await;
+    let metrics = &call.state.metrics;
+    match &promoted {
+        Ok(()) => metrics.promotions.inc(),
+        Err(status) => {
+            let reason = metrics
+                .failed_promotions
+                .with_label_values(&[&*status.text]);
+            reason.inc();
+        }
+    }
+    promoted
+}
+
+async fn promote_here(call: &Call, id: MemberId) -> Result<(), Status> {
     let members = call.shared().members();
     let member = members.member(id).ok_or(ApiError::MemberNotFound)?;
     if !member.is_learner {

@@ -95,13 +95,7 @@ async fn keep_one_alive(call: &Call, id: LeaseId) -> Result<LeaseKeepAliveRespon
     // Built before the lease is renewed: a revision that is too low is harmless.
     let header = call.header_now();
     permit_lease(call, id, Access::Write)?;
-    let ttl = match renew(call, id).await? {
-        Some(ttl) => {
-            call.state.metrics.lease_renewed.inc();
-            ttl
-        }
-        None => 0,
-    };
+    let ttl = renew(call, id).await?.unwrap_or(0);
     Ok(LeaseKeepAliveResponse {
         header: Some(header),
         id: id.0,
@@ -145,7 +139,10 @@ pub(crate) async fn renew_here(call: &Call, id: LeaseId) -> Result<Option<i64>, 
         let now = call.state.node.ticks();
         let renewal = call.shared().deadlines().renew(id, now);
         match renewal {
-            Renewal::Renewed { ttl } => return Ok(Some(ttl)),
+            Renewal::Renewed { ttl } => {
+                call.state.metrics.lease_renewed.inc();
+                return Ok(Some(ttl));
+            }
             Renewal::Unknown if caught_up => return Ok(None),
             Renewal::Unknown => {
                 // Its grant may be committed and not applied.
