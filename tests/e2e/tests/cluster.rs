@@ -134,6 +134,12 @@ async fn a_cluster_grows_and_shrinks_under_load() {
     .await;
     let members = soon(client.member_list()).await.unwrap().members;
     assert_eq!(members.iter().filter(|it| !it.is_learner).count(), 2);
+    // The leader knows it first, and the member refuses what a learner may not do until it does.
+    wait::until(|| {
+        let learner = cluster.member(number)?.node().status().is_learner;
+        (!learner).then_some(())
+    })
+    .unwrap();
     let grown = cluster.client_of(number).await.unwrap();
     write(&grown, "from the new one", "yes").await;
     load.abort();
