@@ -21,6 +21,75 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! # What the compiler keeps from happening
+//!
+//! A key or a value is a borrow from its transaction, so it cannot outlive it:
+//!
+//! ```compile_fail,E0505
+//! # use keelson_bolt::{Db, Error};
+//! # fn f(db: &Db) -> Result<(), Error> {
+//! let tx = db.begin_read()?;
+//! let value = tx.bucket(b"fruit")?.unwrap().get(b"apple")?;
+//! drop(tx);
+//! println!("{value:?}");
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Neither can a cursor or an iterator:
+//!
+//! ```compile_fail,E0597
+//! # use keelson_bolt::{Cursor, Db, Error};
+//! # fn f(db: &Db) -> Result<(), Error> {
+//! let mut cursor: Cursor<'_>;
+//! {
+//!     let tx = db.begin_read()?;
+//!     cursor = tx.bucket(b"fruit")?.unwrap().cursor();
+//! }
+//! cursor.first()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Nor can it be held across a change:
+//!
+//! ```compile_fail,E0502
+//! # use keelson_bolt::{Db, Error};
+//! # fn f(db: &Db) -> Result<(), Error> {
+//! let mut tx = db.begin_write()?;
+//! let mut fruit = tx.bucket_mut(b"fruit")?;
+//! let value = fruit.get(b"apple")?;
+//! fruit.put(b"apple", b"green")?;
+//! println!("{value:?}");
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A transaction is gone when it is committed:
+//!
+//! ```compile_fail,E0382
+//! # use keelson_bolt::{Db, Error};
+//! # fn f(db: &Db) -> Result<(), Error> {
+//! let mut tx = db.begin_write()?;
+//! tx.commit()?;
+//! tx.create_bucket(b"late")?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! While a savepoint is open the outer transaction is out of reach:
+//!
+//! ```compile_fail,E0499
+//! # use keelson_bolt::{Db, Error};
+//! # fn f(db: &Db) -> Result<(), Error> {
+//! let mut tx = db.begin_write()?;
+//! let part = tx.savepoint();
+//! tx.create_bucket(b"outer")?;
+//! part.release();
+//! # Ok(())
+//! # }
+//! ```
 
 mod arena;
 mod batch;

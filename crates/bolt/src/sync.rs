@@ -1,7 +1,13 @@
 //! Locks that go on after a panic: what they guard is made whole by the drop of its transaction.
+//!
+//! All locks of the crate come from here, so that a check of interleavings can put its own in their
+//! place (`tests/interleave.rs`).
 
 use std::sync::PoisonError;
 
+#[cfg(shuttle)]
+pub(crate) use shuttle::sync::{Condvar, Mutex, MutexGuard};
+#[cfg(not(shuttle))]
 pub(crate) use std::sync::{Condvar, Mutex, MutexGuard};
 
 /// Locks, whether or not an earlier holder panicked.

@@ -99,6 +99,10 @@ impl Consensus {
         Ok(())
     }
 
+    pub(crate) fn core(&self) -> &Core {
+        &self.core
+    }
+
     /// Before the first turn.
     pub(crate) fn begin(&mut self) -> Result<(), crate::Error> {
         let outputs = self.core.handle([])?;

@@ -199,6 +199,18 @@ impl Core {
         self.raft.storage().bytes() + self.writing_bytes
     }
 
+    /// The own log as far as it is synced.
+    #[must_use]
+    pub fn log(&self) -> &MemoryLog {
+        self.raft.storage()
+    }
+
+    /// The last entry, synced or not.
+    #[must_use]
+    pub fn last_index(&self) -> LogIndex {
+        self.raft.last_index()
+    }
+
     /// Proposals that wait for a leader.
     #[must_use]
     pub fn held(&self) -> usize {

@@ -10,6 +10,7 @@ use keelson_node::{
 };
 use keelson_proto::ids::MemberId;
 use keelson_proto::message::Message;
+use keelson_store::hash::hash_kv;
 use keelson_wal::{RealFiles, valid_snapshots};
 use semver::Version;
 use tempfile::TempDir;
@@ -205,6 +206,118 @@ impl Three {
         node.propose(put(key, value), ticket).unwrap();
         self.settle();
         ticket
+    }
+}
+
+/// Numbers that are the same in every run.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 % bound as u64).unwrap()
+    }
+}
+
+impl Three {
+    /// One of the things that can happen.
+    fn happen(&mut self, random: &mut Random) {
+        let number = random.below(3);
+        match random.below(100) {
+            0..50 => {
+                let part = Part::ALL[random.below(Part::ALL.len())];
+                if let Some(member) = self.members[number].as_mut() {
+                    member.turn(part).unwrap();
+                }
+            }
+            50..80 => {
+                let mut letters = self.post.messages.lock().unwrap();
+                // Usually in order, sometimes not.
+                let place = if random.below(8) == 0 {
+                    random.below(letters.len().max(1))
+                } else {
+                    0
+                };
+                let letter = letters.remove(place);
+                drop(letters);
+                let sender = letter.as_ref().and_then(|it| self.by_id(it.from));
+                let to = letter.as_ref().and_then(|it| self.reach(it.to));
+                if let (Some(letter), Some(to)) = (letter, to)
+                    && sender != self.cut
+                {
+                    let _ = self.member(to).node().step(letter);
+                }
+            }
+            80..88 => {
+                self.clock.0.fetch_add(15, Ordering::SeqCst);
+            }
+            88..94 => {
+                let value = "x".repeat(1 << (15 + random.below(6)));
+                let ticket = self.desk.ticket();
+                if let Some(member) = &self.members[number] {
+                    let key = format!("k{}", random.below(9));
+                    let _ = member.node().propose(put(&key, &value), ticket);
+                }
+            }
+            94..97 => {
+                let snapshot = self.post.snapshots.lock().unwrap().pop();
+                if let Some(snapshot) = snapshot {
+                    let message = snapshot.message().clone();
+                    let delivered = self.reach(message.to).is_some_and(|to| {
+                        let node = self.member(to).node();
+                        node.receive_snapshot(message, &mut snapshot.reader())
+                            .is_ok()
+                    });
+                    snapshot.finish(delivered);
+                }
+            }
+            97 => {
+                if let Some(member) = self.members[number].take() {
+                    member.crash();
+                    self.start(number);
+                }
+            }
+            98 if random.below(3) == 0 => self.cut = Some(number),
+            98 => {}
+            _ if random.below(6) == 0 => self.cut = None,
+            _ => {}
+        }
+    }
+
+    /// Heals everything, and lets all come to the same state.
+    fn heal(&mut self) {
+        self.cut = None;
+        self.post.messages.lock().unwrap().clear();
+        self.post.snapshots.lock().unwrap().clear();
+        let leader = self.leader();
+        self.pass(30);
+        let leader = if self.member(leader).node().is_leader() {
+            leader
+        } else {
+            self.leader()
+        };
+        self.put(leader, "last", "1");
+        self.pass(100);
+        let applied = |it: usize| self.member(it).node().status().applied;
+        assert_eq!([applied(0), applied(1)], [applied(2); 2]);
+        let hash = |it: usize| hash_kv(self.member(it).node().shared(), 0).unwrap();
+        assert_eq!([hash(0), hash(1)], [hash(2); 2]);
+    }
+}
+
+#[test]
+fn whatever_the_order_all_come_to_the_same_state() {
+    // In the last one a member is so far behind that it gets a snapshot.
+    for seed in [1_u64, 2, 6] {
+        let mut three = Three::new(|config| config.snapshot_count = Some(20));
+        let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        three.leader();
+        for _ in 0..6_000 {
+            three.happen(&mut random);
+        }
+        three.heal();
     }
 }
 
