@@ -96,6 +96,9 @@ async fn a_leader_that_stops_hands_over() {
         (config.initial_cluster.len() == 3 && node.status().applied.0 > 5).then_some(())
     })
     .unwrap();
+    // A watch is open meanwhile, which is given time to end.
+    let client = cluster.client_of(leader).await.unwrap();
+    let _watcher = soon(client.watch(Watch::key("key"))).await.unwrap();
     cluster.stop(leader);
     let next = cluster.leader().expect("another member leads at once");
     assert_ne!(next, leader);
