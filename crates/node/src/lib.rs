@@ -7,6 +7,7 @@
 
 mod apply;
 mod auto_compaction;
+mod beat;
 mod boot;
 mod bootstrap;
 pub mod budget;

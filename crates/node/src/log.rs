@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use keelson_proto::entry::{ConfState, HardState, Snapshot};
+use keelson_proto::ids::LogIndex;
 use keelson_wal::{Preparer, SnapFiles, SnapshotMark, Wal};
 
 use crate::core::{Append, Input};
@@ -35,14 +36,22 @@ pub(crate) struct Logger {
     wal: Wal,
     /// The last one that was written.
     hard_state: HardState,
+    /// The last snapshot that the log has a mark of.
+    marked: LogIndex,
 }
 
 impl Logger {
-    pub(crate) fn new(links: Arc<Links>, wal: Wal, hard_state: HardState) -> Logger {
+    pub(crate) fn new(
+        links: Arc<Links>,
+        wal: Wal,
+        hard_state: HardState,
+        marked: LogIndex,
+    ) -> Logger {
         Logger {
             links,
             wal,
             hard_state,
+            marked,
         }
     }
 
@@ -143,6 +152,12 @@ impl Logger {
         mark: SnapshotMark,
         conf_state: &ConfState,
     ) -> Result<(), keelson_wal::Error> {
+        if mark.index <= self.marked {
+            // Of the file that a snapshot of the leader replaces: it came later, and the log does not hold
+            // what lies between.
+            return Ok(());
+        }
+        self.marked = mark.index;
         if self.hard_state.commit < mark.index {
             // What the file holds is committed, whether or not the log has been told yet; a mark
             // counts only up to the commit index that the log knows.

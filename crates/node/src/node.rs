@@ -134,7 +134,7 @@ impl Workers {
         }
         let snapshots = Snapshots::new(&links.config, links.env.files.clone(), start.index);
         Ok(Workers {
-            log: Logger::new(links.clone(), wal, hard_state),
+            log: Logger::new(links.clone(), wal, hard_state, start.index),
             commits: Commits::new(links.clone(), opened.committer, snapshots),
             applier,
             consensus: Consensus::new(links.clone(), core),

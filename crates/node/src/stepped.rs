@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::apply::ApplyRequest;
 use crate::checker::CheckEvent;
-use crate::core::Input;
+use crate::core::{Core, Input};
 use crate::duty::DutyEvent;
 use crate::log::LogRequest;
 use crate::mailbox::Mailbox;
@@ -100,6 +100,12 @@ impl Stepped {
     #[must_use]
     pub fn node(&self) -> &Node {
         &self.node
+    }
+
+    /// What consensus knows, to be looked at between turns.
+    #[must_use]
+    pub fn core(&self) -> &Core {
+        self.workers.consensus.core()
     }
 
     /// Whether something waits for a part.

@@ -16,7 +16,7 @@ use crate::serving::{Handle, Origin, Purpose};
 use crate::state::State;
 
 mod health;
-mod peer;
+pub(crate) mod peer;
 
 const NOSNIFF: (HeaderName, HeaderValue) = (
     HeaderName::from_static("x-content-type-options"),
@@ -39,7 +39,8 @@ impl Handle for State {
                 grpc::serve(self, origin, request).await
             }
             Purpose::ClientGrpc => text(StatusCode::UNSUPPORTED_MEDIA_TYPE, ""),
-            Purpose::Peer => Box::pin(peer::handle(self, origin, request)).await,
+            // Other members have listeners of their own.
+            Purpose::Peer => not_found(),
             Purpose::Metrics => Box::pin(route(self, origin, request)).await,
             Purpose::Client | Purpose::ClientHttp => {
                 let mut response = Box::pin(route(self, origin, request)).await;

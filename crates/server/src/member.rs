@@ -10,6 +10,8 @@ use keelson_proto::ids::MemberId;
 use keelson_store::EventRange;
 use keelson_store::{Quota, auth};
 use keelson_transport::listener::{ListenOptions, Listener};
+use keelson_transport::tls::Tls;
+use keelson_transport::{PeerClient, Peers, Versions};
 use rustix::process::{Resource, getrlimit};
 use semver::Version;
 use tokio::sync::{Notify, Semaphore};
@@ -19,10 +21,11 @@ use tracing::{info, warn};
 use crate::Error;
 use crate::config::{AutoCompaction, Checked, ClusterState, Gate};
 use crate::http::Early;
+use crate::http::peer::PeerRoutes;
 use crate::leader::LeaderLoss;
 use crate::logging::{self, json};
 use crate::metrics::Metrics;
-use crate::peers::{Links, join};
+use crate::peers::{self, Links, join};
 use crate::pool::Pool;
 use crate::serving::{Limits, Purpose, Serving};
 use crate::state::{Settings, State};
@@ -33,6 +36,12 @@ use crate::watching::Watching;
 
 /// How long unary calls may take once the stop has begun.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
+
+/// What an election timeout is added to, for how long dialling another member may take.
+const DIAL_PATIENCE: Duration = Duration::from_secs(1);
+
+/// The oldest cluster in which this member works.
+const MIN_CLUSTER_VERSION: &str = "3.0.0";
 
 /// How often a member that waits to be ready looks whether it has failed.
 const READY_EVERY: Duration = Duration::from_millis(100);
@@ -122,6 +131,7 @@ impl Member {
     pub fn start_in(mut config: Checked, mut env: Env) -> Result<Member, Error> {
         let removed = Arc::new(AtomicBool::new(false));
         env.removed = tells(&removed, env.removed);
+        let told_removed = Arc::clone(&env.removed);
         // Sockets first: a busy port is seen before anything is written.
         let sockets = bind(&mut config)?;
         let connections_max = connections_max()?;
@@ -147,11 +157,10 @@ impl Member {
             watching: Arc::clone(&watching),
         });
         log_start(&config);
-        let peers = Links::start(
-            config.announced_version(),
-            &config.advertise_peer_urls,
-            Arc::clone(&env.removed),
-        );
+        let tls = peers::tls::of(&config)?;
+        let election = Duration::from_millis(config.election_ms);
+        let client = PeerClient::new(tls.clone(), DIAL_PATIENCE + election);
+        let peers = Links::start(client);
         let peers = Arc::new(peers.map_err(|source| Error::Threads {
             what: "the threads for other members",
             source,
@@ -160,7 +169,6 @@ impl Member {
         let replies = Arc::clone(&tickets);
         let ways = Arc::clone(&peers);
         let node = Node::start_with_peers(node_config, env, replies, told, ways)?;
-        peers.attach(&node);
         warn!("simple token is not cryptographically signed");
         let draining = CancellationToken::new();
         let state = Arc::new(State {
@@ -177,6 +185,7 @@ impl Member {
             draining,
             leader_loss: LeaderLoss::default(),
         });
+        let transport = transport(&config, &state, tls, told_removed)?;
         let client_urls = sockets.clients.iter().map(|(_, _, url)| url.clone());
         let mut member = Member {
             client_urls: client_urls.collect(),
@@ -187,7 +196,7 @@ impl Member {
             metrics_serving: None,
             state,
         };
-        member.serve(&config, sockets, threads, connections_max)?;
+        member.serve(&config, sockets, transport, threads, connections_max)?;
         Ok(member)
     }
 
@@ -196,6 +205,7 @@ impl Member {
         &mut self,
         config: &Checked,
         sockets: Sockets,
+        transport: Peers,
         threads: u16,
         connections_max: usize,
     ) -> Result<(), Error> {
@@ -226,15 +236,14 @@ impl Member {
         let mut serving = start(threads)?;
         // Peers and metrics are answered before clients are, and until the end.
         let mut early = start_early(&self.state, limits).map_err(threads_error)?;
-        let others = peers
+        let metrics = metrics
             .into_iter()
-            .map(|listener| (listener, Purpose::Peer))
-            .chain(
-                metrics
-                    .into_iter()
-                    .map(|listener| (listener, Purpose::Metrics)),
-            );
-        early.accept(others.collect()).map_err(threads_error)?;
+            .map(|listener| (listener, Purpose::Metrics));
+        early.accept(metrics.collect()).map_err(threads_error)?;
+        for (listener, url) in peers.into_iter().zip(&config.listen_peer_urls) {
+            transport.serve(listener, url.is_tls())?;
+        }
+        self.state.peers.attach(transport, &self.state.node);
         self.metrics_serving = Some(early);
         self.wait_until_ready()?;
         for (listener, purpose, _) in &clients {
@@ -355,6 +364,35 @@ impl Drop for Member {
     }
 }
 
+/// The way to other members, which begins when it is attached.
+fn transport(
+    config: &Checked,
+    state: &Arc<State>,
+    tls: Option<Arc<Tls>>,
+    removed: Removed,
+) -> Result<Peers, Error> {
+    let version = |text| Version::parse(text).expect("the versions here are versions");
+    let transport = keelson_transport::Config {
+        member: state.node.member_id(),
+        cluster: state.node.cluster_id(),
+        versions: Versions {
+            server: version(config.announced_version()),
+            min_cluster: version(MIN_CLUSTER_VERSION),
+        },
+        advertised_urls: peers::texts(&config.advertise_peer_urls),
+        election_timeout: Duration::from_millis(config.election_ms),
+        read_timeout: config.raft_read_timeout,
+        write_timeout: config.raft_write_timeout,
+        tls,
+    };
+    let incoming = Arc::new(peers::Incoming {
+        node: state.node.clone(),
+        removed,
+    });
+    let routes = Arc::new(PeerRoutes(Arc::clone(state)));
+    Ok(Peers::start(transport, incoming, routes)?)
+}
+
 /// Notes that the member was removed, then tells `further`.
 fn tells(removed: &Arc<AtomicBool>, further: Removed) -> Removed {
     let removed = Arc::clone(removed);
@@ -404,11 +442,15 @@ fn node_config(config: &Checked, peers: &Links) -> Result<keelson_node::Config, 
     let (initial_cluster, token) = match config.bootstrap() {
         Ok(born) => {
             if !config.has_log() {
-                let asked = join::beginning(&born, &version, learners_max);
-                beginning = peers.block_on(asked).map_err(|source| Error::Threads {
+                let asked = join::beginning(&peers.client, &born, &version, learners_max);
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build();
+                let runtime = runtime.map_err(|source| Error::Threads {
                     what: "a look at the other members",
                     source,
-                })??;
+                })?;
+                beginning = runtime.block_on(asked)?;
             }
             let members = born.members.into_iter().map(|(name, urls)| {
                 let urls = urls.iter().map(Url::to_string).collect();

@@ -71,6 +71,9 @@ pub(crate) struct Metrics {
     pub(crate) pending_proposals: IntGauge,
     pub(crate) failed_read_indexes: IntCounter,
     pub(crate) lease_renewed: IntCounter,
+    pub(crate) promotions: IntCounter,
+    /// By `Reason`.
+    pub(crate) failed_promotions: IntCounterVec,
     gates: IntGaugeVec,
     /// Of one batch, or one reading of history, and all its watchers.
     watch_batch: Histogram,
@@ -295,6 +298,16 @@ impl Metrics {
             failed_read_indexes: make.counter(
                 "etcd_server_read_indexes_failed_total",
                 "The total number of failed read indexes seen.",
+            ),
+            promotions: make.counter(
+                "etcd_server_learner_promote_successes",
+                "The total number of successful learner promotions while this member is leader.",
+            ),
+            failed_promotions: make.counters(
+                "etcd_server_learner_promote_failures",
+                "The total number of failed learner promotions (likely learner not ready) while this \
+                 member is leader.",
+                &["Reason"],
             ),
             lease_renewed: make.counter(
                 "etcd_debugging_lease_renewed_total",

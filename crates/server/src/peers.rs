@@ -1,455 +1,359 @@
-//! The way to the other members: what the node sends, and what is known of its connections.
+//! The way to the other members, between the node and the transport: messages and snapshots both ways,
+//! who is a member, and which release each of them runs.
 //!
-//! Each member has two lanes, so that heartbeats and votes do not wait behind entries, and a prober,
-//! which says whether it is there and which release it is. All of it runs on a runtime of its own: it
-//! must go on also when those for clients do not.
+//! The transport can only begin when the node knows who it is, and the node needs a way to others
+//! before that. So [`Links`] is there first; what is sent before [`Links::attach`] is lost, which
+//! consensus allows for, and members that come are kept for it.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, Read};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
-use http::header::CONTENT_TYPE;
-use http::{HeaderValue, Method, Request, StatusCode};
-use keelson_node::{Node, OutgoingSnapshot, Peers, Release, Removed};
+use keelson_node::{Node, OutgoingSnapshot, Release, Removed};
 use keelson_proto::ids::MemberId;
-use keelson_proto::message::{Message, MessageKind};
+use keelson_proto::message::Message;
+use keelson_transport::stats::Stats;
+use keelson_transport::{Inbound, PeerClient, Peers, SnapshotBody, SnapshotRefused, StepRefused};
 use semver::Version;
-use tokio::runtime::Runtime;
-use tokio::sync::{mpsc, watch};
-use tokio::task::AbortHandle;
-use tokio::time::sleep;
+use tokio::sync::oneshot;
 
 use crate::url::Url;
-use line::{Line, Payload};
 
 pub(crate) mod forward;
 pub(crate) mod join;
-pub(crate) mod line;
-mod snapshot;
+pub(crate) mod tls;
 
-/// The header that names the cluster.
-pub(crate) const CLUSTER_ID: &str = "x-etcd-cluster-id";
-/// The header that names the sender.
-pub(crate) const FROM: &str = "x-server-from";
-/// The header with the sender's release.
-pub(crate) const VERSION: &str = "x-server-version";
-/// The header with the oldest release that the sender speaks with.
-pub(crate) const MIN_VERSION: &str = "x-min-cluster-version";
-/// The header with the sender's peer URLs.
-pub(crate) const PEER_URLS: &str = "x-peerurls";
-/// What [`MIN_VERSION`] says.
-const MIN_CLUSTER_VERSION: &str = "3.0.0";
-
-/// Messages that wait for a member on one lane: the reference's number. What is beyond is lost.
-const QUEUE_MAX: usize = 4096;
-/// The longest that one message may take.
-const POST_PATIENCE: Duration = Duration::from_secs(3);
-/// How often a member is looked after, and how long its answer may take.
-const PROBE_EVERY: Duration = Duration::from_millis(500);
-const PROBE_PATIENCE: Duration = Duration::from_secs(1);
-/// How many probes from one question for the release to the next.
-const PROBES_A_RELEASE: u32 = 8;
+/// How often members are asked for their release, and how often while one of them is not known.
+const RELEASE_EVERY: Duration = Duration::from_secs(4);
+const RELEASE_SOON: Duration = Duration::from_millis(200);
+/// How long each of them may take.
+const RELEASE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The other members.
 pub(crate) struct Links {
-    /// `None` once it has been shut down.
-    runtime: Mutex<Option<Runtime>>,
-    context: Arc<Context>,
-    members: Mutex<BTreeMap<MemberId, Peer>>,
+    shared: Arc<Shared>,
+    /// Asks for releases.
+    asking: Mutex<Option<(JoinHandle<()>, oneshot::Sender<()>)>>,
+    pub(crate) client: PeerClient,
 }
 
-/// What all tasks share.
-struct Context {
-    /// The release that is said of this member.
-    version: &'static str,
-    /// Its own peer URLs, with commas between.
-    own_urls: String,
-    /// The node, once it runs; `None` again when it stops.
-    node: watch::Sender<Option<Node>>,
-    /// Told that this member is no member any more.
-    removed: Removed,
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
 }
 
-impl Context {
-    /// Others say that this member was removed; its own log may never tell it.
-    fn was_removed(&self) {
+#[derive(Default)]
+struct State {
+    members: BTreeMap<MemberId, Vec<String>>,
+    releases: BTreeMap<MemberId, Release>,
+    /// Once the node knows who it is, until it stops.
+    attached: Option<Attached>,
+}
+
+struct Attached {
+    peers: Peers,
+    node: Node,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // What it holds is changed in single steps, so it is sound whatever its holder did.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Says so where the transport does not take what the log says of a member.
+    fn tell(
+        &self,
+        member: MemberId,
+        told: impl FnOnce(&Peers) -> Result<(), keelson_transport::Error>,
+    ) {
+        if let Some(attached) = &self.attached
+            && let Err(error) = told(&attached.peers)
+        {
+            tracing::warn!("remote-peer-id" = %member, %error, "a member cannot be reached");
+        }
+    }
+}
+
+impl Links {
+    /// # Errors
+    ///
+    /// Where the system gives no thread.
+    pub(crate) fn start(client: PeerClient) -> io::Result<Links> {
+        let shared = Arc::<Shared>::default();
+        let (end, ended) = oneshot::channel();
+        let (of, asks) = (Arc::clone(&shared), client.clone());
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let asking = std::thread::Builder::new()
+            .name("releases".to_owned())
+            .spawn(move || {
+                runtime.block_on(async {
+                    tokio::select! {
+                        () = ask_for_releases(&of, &asks) => {}
+                        _ = ended => {}
+                    }
+                });
+            })?;
+        Ok(Links {
+            shared,
+            asking: Mutex::new(Some((asking, end))),
+            client,
+        })
+    }
+
+    /// Lets messages flow: the node knows who it is.
+    pub(crate) fn attach(&self, peers: Peers, node: &Node) {
+        let mut state = self.shared.lock();
+        for (member, urls) in &state.members {
+            if let Err(error) = peers.add_peer(*member, urls) {
+                tracing::warn!("remote-peer-id" = %member, %error, "a member cannot be reached");
+            }
+        }
+        state.attached = Some(Attached {
+            peers,
+            node: node.clone(),
+        });
+    }
+
+    /// Ends everything, and lets go of the node.
+    pub(crate) fn stop(&self) {
+        let attached = self.shared.lock().attached.take();
+        if let Some(attached) = attached {
+            attached.peers.stop();
+        }
+        let asking = self
+            .asking
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some((thread, end)) = asking {
+            drop(end);
+            if thread.join().is_err() {
+                tracing::error!("the thread that asks for releases has panicked");
+            }
+        }
+    }
+
+    /// The peer URLs of a member; none if it is not known.
+    pub(crate) fn urls_of(&self, id: MemberId) -> Vec<String> {
+        self.shared
+            .lock()
+            .members
+            .get(&id)
+            .cloned()
+            .unwrap_or_default()
+    }
+
+    /// Since when, on the member's clock, this one has been connected to each of the others.
+    pub(crate) fn connected(&self) -> BTreeMap<MemberId, Duration> {
+        let state = self.shared.lock();
+        let since = |id: &MemberId| Some((*id, state.since(*id)?));
+        state.members.keys().filter_map(since).collect()
+    }
+
+    /// Numbers for metrics; none before the beginning and after the end.
+    pub(crate) fn stats(&self) -> Option<Arc<Stats>> {
+        let state = self.shared.lock();
+        state
+            .attached
+            .as_ref()
+            .map(|attached| attached.peers.stats())
+    }
+}
+
+impl State {
+    /// The transport counts time by the system, the node by its own clock.
+    fn since(&self, member: MemberId) -> Option<Duration> {
+        let Attached { peers, node } = self.attached.as_ref()?;
+        let ago = peers.active_since(member)?.elapsed();
+        Some(node.env().clock.now().saturating_sub(ago))
+    }
+}
+
+/// Asks all members for their release, again and again.
+async fn ask_for_releases(shared: &Shared, client: &PeerClient) {
+    loop {
+        let members = shared.lock().members.clone();
+        let asked = members
+            .iter()
+            .map(|(id, urls)| async move { (*id, release(client, urls).await) });
+        let answers = futures_util::future::join_all(asked).await;
+        let all_known = answers
+            .iter()
+            .all(|(_, release)| matches!(release, Release::Known(_)));
+        {
+            let mut state = shared.lock();
+            let known = &members;
+            state.releases.retain(|id, _| known.contains_key(id));
+            state.releases.extend(answers);
+        }
+        let pause = if all_known && !members.is_empty() {
+            RELEASE_EVERY
+        } else {
+            RELEASE_SOON
+        };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+async fn release(client: &PeerClient, urls: &[String]) -> Release {
+    for url in urls {
+        let answer = client.version(url, RELEASE_PATIENCE).await;
+        if let Ok(answer) = answer
+            && let Ok(version) = Version::parse(&answer.etcdserver)
+        {
+            return Release::Known(version);
+        }
+    }
+    Release::Unreachable
+}
+
+impl keelson_node::Peers for Links {
+    fn send(&self, messages: Vec<Message>) {
+        if let Some(attached) = &self.shared.lock().attached {
+            attached.peers.send(messages);
+        }
+    }
+
+    fn send_snapshot(&self, snapshot: OutgoingSnapshot) {
+        let message = snapshot.message().clone();
+        let body = Box::new(Outgoing {
+            snapshot,
+            offset: 0,
+        });
+        match &self.shared.lock().attached {
+            Some(attached) => attached.peers.send_snapshot(message, body),
+            None => body.finish(false),
+        }
+    }
+
+    fn add(&self, member: MemberId, peer_urls: &[String]) {
+        let mut state = self.shared.lock();
+        state.members.insert(member, peer_urls.to_vec());
+        state.tell(member, |peers| peers.add_peer(member, peer_urls));
+    }
+
+    fn update(&self, member: MemberId, peer_urls: &[String]) {
+        let mut state = self.shared.lock();
+        state.members.insert(member, peer_urls.to_vec());
+        state.tell(member, |peers| peers.update_peer(member, peer_urls));
+    }
+
+    fn remove(&self, member: MemberId) {
+        let mut state = self.shared.lock();
+        state.members.remove(&member);
+        state.releases.remove(&member);
+        if let Some(attached) = &state.attached {
+            attached.peers.remove_peer(member);
+        }
+    }
+
+    fn replace(&self, members: Vec<(MemberId, Vec<String>)>) {
+        let mut state = self.shared.lock();
+        let new: BTreeMap<MemberId, Vec<String>> = members.into_iter().collect();
+        let old = std::mem::replace(&mut state.members, new);
+        for member in old.keys().filter(|id| !state.members.contains_key(id)) {
+            if let Some(attached) = &state.attached {
+                attached.peers.remove_peer(*member);
+            }
+        }
+        for (member, urls) in &state.members {
+            state.tell(*member, |peers| match old.get(member) {
+                Some(before) if before == urls => Ok(()),
+                Some(_) => peers.update_peer(*member, urls),
+                None => peers.add_peer(*member, urls),
+            });
+        }
+    }
+
+    fn active_since(&self, member: MemberId) -> Option<Duration> {
+        self.shared.lock().since(member)
+    }
+
+    fn release(&self, member: MemberId) -> Release {
+        let state = self.shared.lock();
+        let known = state.releases.get(&member).cloned();
+        known.unwrap_or(Release::NotAsked)
+    }
+}
+
+/// A snapshot on its way out, as the transport reads it.
+struct Outgoing {
+    snapshot: OutgoingSnapshot,
+    offset: u64,
+}
+
+impl Read for Outgoing {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.snapshot.read_at(self.offset, buffer)?;
+        self.offset += read as u64;
+        Ok(read)
+    }
+}
+
+impl SnapshotBody for Outgoing {
+    fn size(&self) -> u64 {
+        self.snapshot.size()
+    }
+
+    fn finish(self: Box<Self>, delivered: bool) {
+        self.snapshot.finish(delivered);
+    }
+}
+
+/// What comes from other members, on its way to the node.
+pub(crate) struct Incoming {
+    pub(crate) node: Node,
+    pub(crate) removed: Removed,
+}
+
+fn refused(error: keelson_node::StepRefused) -> StepRefused {
+    match error {
+        keelson_node::StepRefused::Removed => StepRefused::Removed,
+        keelson_node::StepRefused::OtherMember => StepRefused::OtherMember,
+        keelson_node::StepRefused::Busy => StepRefused::Busy,
+        keelson_node::StepRefused::Stopped => StepRefused::Stopped,
+    }
+}
+
+impl Inbound for Incoming {
+    fn step(&self, message: Message) -> Result<(), StepRefused> {
+        self.node.step(message).map_err(refused)
+    }
+
+    fn receive_snapshot(
+        &self,
+        message: Message,
+        body: &mut dyn Read,
+    ) -> Result<(), SnapshotRefused> {
+        let received = self.node.receive_snapshot(message, body);
+        received.map_err(|error| match error {
+            keelson_node::SnapshotRefused::Message(error) => refused(error).into(),
+            error => SnapshotRefused::Save(error.to_string()),
+        })
+    }
+
+    fn is_removed(&self, member: MemberId) -> bool {
+        self.node.is_removed(member)
+    }
+
+    fn report_unreachable(&self, member: MemberId) {
+        self.node.report_unreachable(member);
+    }
+
+    fn removed_from_cluster(&self) {
         tracing::error!("the member has been permanently removed from the cluster");
         (self.removed)();
     }
 }
 
-/// One of the others.
-struct Peer {
-    urls: Vec<Url>,
-    entries: mpsc::Sender<Message>,
-    others: mpsc::Sender<Message>,
-    health: Arc<Health>,
-    tasks: [AbortHandle; 3],
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        self.tasks.iter().for_each(AbortHandle::abort);
-    }
-}
-
-/// What is known of a member.
-#[derive(Default)]
-struct Health {
-    since: Mutex<Option<Duration>>,
-    release: Mutex<Option<Release>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What these hold is replaced whole, so it is sound whatever their holder did.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Health {
-    fn up(&self, id: MemberId, now: Duration) {
-        let mut since = lock(&self.since);
-        if since.is_none() {
-            tracing::info!("peer-id" = %id, "peer became active");
-            *since = Some(now);
-        }
-    }
-
-    fn down(&self, id: MemberId, error: &dyn std::fmt::Display) {
-        if lock(&self.since).take().is_some() {
-            tracing::warn!("peer-id" = %id, %error, "peer became inactive (message send to peer failed)");
-        }
-    }
-}
-
-impl Links {
-    /// # Errors
-    ///
-    /// Where the system gives no threads.
-    pub(crate) fn start(
-        version: &'static str,
-        own_urls: &[Url],
-        removed: Removed,
-    ) -> io::Result<Links> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .thread_name("peers")
-            .enable_all()
-            .build()?;
-        let own_urls: Vec<&str> = own_urls.iter().map(Url::as_str).collect();
-        Ok(Links {
-            runtime: Mutex::new(Some(runtime)),
-            context: Arc::new(Context {
-                version,
-                own_urls: own_urls.join(","),
-                node: watch::Sender::new(None),
-                removed,
-            }),
-            members: Mutex::default(),
-        })
-    }
-
-    /// Lets the lanes begin.
-    pub(crate) fn attach(&self, node: &Node) {
-        self.context.node.send_replace(Some(node.clone()));
-    }
-
-    /// Ends everything, and lets go of the node.
-    pub(crate) fn stop(&self) {
-        lock(&self.members).clear();
-        self.context.node.send_replace(None);
-        if let Some(runtime) = lock(&self.runtime).take() {
-            runtime.shutdown_background();
-        }
-    }
-
-    /// Runs `work` to its end on the runtime of the peers.
-    ///
-    /// # Errors
-    ///
-    /// Where it was stopped.
-    pub(crate) fn block_on<T>(&self, work: impl Future<Output = T>) -> io::Result<T> {
-        match &*lock(&self.runtime) {
-            Some(runtime) => Ok(runtime.block_on(work)),
-            None => Err(io::Error::other("the member stops")),
-        }
-    }
-
-    /// A sender that is no member as far as this one knows: it is answered at the URLs that it names.
-    /// So a member that joins can answer those who tell it who they are.
-    pub(crate) fn add_sender(&self, id: MemberId, urls: &[Url]) {
-        let mut members = lock(&self.members);
-        if !urls.is_empty() && !members.contains_key(&id) {
-            self.put(&mut members, id, urls.to_vec());
-        }
-    }
-
-    /// A message has come from a member.
-    pub(crate) fn heard_of(&self, id: MemberId, node: &Node) {
-        if let Some(peer) = lock(&self.members).get(&id) {
-            peer.health.up(id, node.env().clock.now());
-        }
-    }
-
-    /// The peer URLs of a member; none if it is not known.
-    pub(crate) fn urls_of(&self, id: MemberId) -> Vec<Url> {
-        let members = lock(&self.members);
-        members
-            .get(&id)
-            .map_or_else(Vec::new, |peer| peer.urls.clone())
-    }
-
-    /// Since when, on the member's clock, this one has been connected to each of the others.
-    pub(crate) fn connected(&self) -> BTreeMap<MemberId, Duration> {
-        let members = lock(&self.members);
-        let since = |peer: &Peer| *lock(&peer.health.since);
-        members
-            .iter()
-            .filter_map(|(id, peer)| since(peer).map(|since| (*id, since)))
-            .collect()
-    }
-
-    fn put(&self, members: &mut BTreeMap<MemberId, Peer>, id: MemberId, urls: Vec<Url>) {
-        let runtime = lock(&self.runtime);
-        let Some(runtime) = &*runtime else {
-            return;
-        };
-        let (entries, from_entries) = mpsc::channel(QUEUE_MAX);
-        let (others, from_others) = mpsc::channel(QUEUE_MAX);
-        let before = members.get(&id).map(|peer| Arc::clone(&peer.health));
-        let target = Target {
-            id,
-            urls: urls.clone(),
-            health: before.unwrap_or_default(),
-            context: Arc::clone(&self.context),
-        };
-        let health = Arc::clone(&target.health);
-        let tasks = [
-            runtime.spawn(target.clone().lane(from_entries)),
-            runtime.spawn(target.clone().lane(from_others)),
-            runtime.spawn(target.probe()),
-        ];
-        let peer = Peer {
-            urls,
-            entries,
-            others,
-            health,
-            tasks: tasks.map(|task| task.abort_handle()),
-        };
-        members.insert(id, peer);
-    }
-
-    fn set(&self, id: MemberId, peer_urls: &[String]) {
-        let urls: Result<Vec<Url>, _> = peer_urls.iter().map(|url| Url::parse(url)).collect();
-        match urls {
-            Ok(urls) => self.put(&mut lock(&self.members), id, urls),
-            Err(error) => {
-                tracing::warn!("peer-id" = %id, urls = ?peer_urls, %error, "peer URLs cannot be used");
-            }
-        }
-    }
-
-    fn report(&self, id: MemberId) {
-        if let Some(node) = &*self.context.node.borrow() {
-            node.report_unreachable(id);
-        }
-    }
-}
-
-impl Peers for Links {
-    fn send(&self, messages: Vec<Message>) {
-        let mut lost = Vec::new();
-        {
-            let members = lock(&self.members);
-            for message in messages {
-                let Some(peer) = members.get(&message.to) else {
-                    continue;
-                };
-                let lane = match message.kind {
-                    MessageKind::App | MessageKind::Prop => &peer.entries,
-                    _ => &peer.others,
-                };
-                let to = message.to;
-                if lane.try_send(message).is_err() {
-                    lost.push(to);
-                }
-            }
-        }
-        for id in lost {
-            tracing::warn!("remote-peer-id" = %id, "dropped internal Raft message since sending buffer is full");
-            self.report(id);
-        }
-    }
-
-    fn send_snapshot(&self, snapshot: OutgoingSnapshot) {
-        let to = snapshot.message().to;
-        let Some(target) = self.target(to) else {
-            return snapshot.finish(false);
-        };
-        if let Some(runtime) = &*lock(&self.runtime) {
-            runtime.spawn(snapshot::send(target, snapshot));
-        }
-    }
-
-    fn add(&self, member: MemberId, peer_urls: &[String]) {
-        self.set(member, peer_urls);
-    }
-
-    fn update(&self, member: MemberId, peer_urls: &[String]) {
-        self.set(member, peer_urls);
-    }
-
-    fn remove(&self, member: MemberId) {
-        lock(&self.members).remove(&member);
-    }
-
-    fn replace(&self, new: Vec<(MemberId, Vec<String>)>) {
-        lock(&self.members).retain(|id, _| new.iter().any(|(known, _)| known == id));
-        for (id, urls) in new {
-            self.set(id, &urls);
-        }
-    }
-
-    fn active_since(&self, member: MemberId) -> Option<Duration> {
-        let members = lock(&self.members);
-        members
-            .get(&member)
-            .and_then(|peer| *lock(&peer.health.since))
-    }
-
-    fn release(&self, member: MemberId) -> Release {
-        let members = lock(&self.members);
-        let known = members
-            .get(&member)
-            .and_then(|peer| lock(&peer.health.release).clone());
-        known.unwrap_or(Release::NotAsked)
-    }
-}
-
-impl Links {
-    fn target(&self, id: MemberId) -> Option<Target> {
-        let members = lock(&self.members);
-        members.get(&id).map(|peer| Target {
-            id,
-            urls: peer.urls.clone(),
-            health: Arc::clone(&peer.health),
-            context: Arc::clone(&self.context),
-        })
-    }
-}
-
-/// A member as a task sees it.
-#[derive(Clone)]
-struct Target {
-    id: MemberId,
-    urls: Vec<Url>,
-    health: Arc<Health>,
-    context: Arc<Context>,
-}
-
-impl Target {
-    /// The node, once it runs.
-    async fn node(&self) -> Option<Node> {
-        let mut watched = self.context.node.subscribe();
-        let node = watched.wait_for(Option::is_some).await.ok()?;
-        node.clone()
-    }
-
-    /// A request with the headers by which members know each other.
-    fn request(&self, node: &Node, method: Method, path: &str, body: Payload) -> Request<Payload> {
-        let mut request = Request::new(body);
-        *request.method_mut() = method;
-        *request.uri_mut() = http::Uri::try_from(path).expect("paths are constants and numbers");
-        let headers = request.headers_mut();
-        let texts = [
-            (CLUSTER_ID, node.cluster_id().to_string()),
-            (FROM, node.member_id().to_string()),
-            (VERSION, self.context.version.to_owned()),
-            (MIN_VERSION, MIN_CLUSTER_VERSION.to_owned()),
-            (PEER_URLS, self.context.own_urls.clone()),
-        ];
-        for (name, text) in texts {
-            let value =
-                HeaderValue::try_from(text).expect("ids, versions and URLs are visible ASCII");
-            headers.insert(name, value);
-        }
-        request
-    }
-
-    /// Sends messages in order, each in a request of its own.
-    async fn lane(self, mut queue: mpsc::Receiver<Message>) {
-        let Some(node) = self.node().await else {
-            return;
-        };
-        let mut line: Option<Line> = None;
-        let mut turn = 0;
-        while let Some(message) = queue.recv().await {
-            let sent = async {
-                let line = match &mut line {
-                    Some(line) if !line.is_closed() => line,
-                    _ => line.insert(Line::open(&self.urls[turn % self.urls.len()]).await?),
-                };
-                let body = line::whole(message.encode());
-                let mut request = self.request(&node, Method::POST, "/raft", body);
-                let protobuf = HeaderValue::from_static("application/protobuf");
-                request.headers_mut().insert(CONTENT_TYPE, protobuf);
-                let response = line.send(request).await?;
-                match response.status() {
-                    StatusCode::NO_CONTENT => Ok(()),
-                    StatusCode::FORBIDDEN => {
-                        self.context.was_removed();
-                        Err(line::refused(&response))
-                    }
-                    _ => Err(line::refused(&response)),
-                }
-            };
-            let sent = tokio::time::timeout(POST_PATIENCE, sent).await;
-            match sent.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
-                Ok(()) => self.health.up(self.id, node.env().clock.now()),
-                Err(error) => {
-                    line = None;
-                    turn += 1;
-                    self.health.down(self.id, &error);
-                    node.report_unreachable(self.id);
-                }
-            }
-        }
-    }
-
-    /// Looks after the member, and asks for its release now and then.
-    async fn probe(self) {
-        let Some(node) = self.node().await else {
-            return;
-        };
-        let mut probes: u32 = 0;
-        loop {
-            let url = &self.urls[probes as usize % self.urls.len()];
-            let probe = self.request(&node, Method::GET, "/raft/probing", line::whole(""));
-            match line::once(url, probe, PROBE_PATIENCE).await {
-                Ok(response) if response.status() == StatusCode::OK => {
-                    self.health.up(self.id, node.env().clock.now());
-                }
-                Ok(response) => self.health.down(self.id, &line::refused(&response)),
-                Err(error) => self.health.down(self.id, &error),
-            }
-            if probes.is_multiple_of(PROBES_A_RELEASE) || !self.is_release_known() {
-                let release = join::release(url, PROBE_PATIENCE).await;
-                *lock(&self.health.release) = Some(match release {
-                    Ok(version) => Release::Known(version),
-                    Err(_) => Release::Unreachable,
-                });
-            }
-            probes = probes.wrapping_add(1);
-            sleep(PROBE_EVERY).await;
-        }
-    }
-
-    fn is_release_known(&self) -> bool {
-        matches!(*lock(&self.health.release), Some(Release::Known(_)))
-    }
-}
-
-/// A version as a header or an answer says it.
-pub(crate) fn version_of(text: &str) -> io::Result<Version> {
-    Version::parse(text).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+/// URLs as texts.
+pub(crate) fn texts(urls: &[Url]) -> Vec<String> {
+    urls.iter().map(Url::to_string).collect()
 }

@@ -285,7 +285,8 @@ fn version(value: &[u8]) -> Result<Version, Error> {
 /// Files of 3.6 and 3.7 say so; those of 3.5 have a term; those of older releases neither, and are
 /// refused, as a new file is not.
 ///
-/// A file of 3.6 or 3.7 does not say so either before its cluster has agreed on a version.
+/// A file of 3.6 or 3.7 does not say so either before its cluster has agreed on a version: none is known
+/// then, or 3.0, which a leader sets that has not heard of every member.
 fn check_version(meta: &Meta, members: &Membership) -> Result<(), Error> {
     let refuse = |version: &Version| {
         Err(Error::UnsupportedVersion {
@@ -400,4 +401,35 @@ fn load_keys(read: &ReadTx, index: &mut IndexWriter, leases: &mut Table) -> Resu
     })?;
     loaded.missing_leases = missing.len() as u64;
     failed.map_or(Ok(loaded), Err)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use keelson_proto::rpc::membershippb::ClusterVersionSetRequest;
+
+    fn check(storage: Option<&str>, cluster: &str) -> Result<(), Error> {
+        let meta = Meta {
+            index: LogIndex(9),
+            term: Term(2),
+            storage_version: storage.map(|it| Version::parse(it).unwrap()),
+            scheduled: -1,
+            finished: -1,
+        };
+        let mut members = Membership::default();
+        let request = ClusterVersionSetRequest {
+            ver: cluster.to_owned(),
+        };
+        members.set_version(&request, &mut Vec::new()).unwrap();
+        check_version(&meta, &members)
+    }
+
+    #[test]
+    fn a_cluster_that_has_not_agreed_on_a_version_comes_back() {
+        assert!(check(None, "3.0.0").is_ok());
+        assert!(check(None, "3.7.0").is_ok());
+        assert!(check(Some("3.7.0"), "3.7.0").is_ok());
+        assert!(check(None, "3.5.0").is_err());
+        assert!(check(Some("3.9.0"), "3.7.0").is_err());
+    }
 }

@@ -15,6 +15,21 @@ func etcd(t testing.TB) Program {
 	return Program{Name: "etcd 3.7", Binary: member.Binary(t, "ETCD_BINARY")}
 }
 
+func etcd36(t testing.TB) Program {
+	return Program{Name: "etcd 3.6", Binary: member.Binary(t, "ETCD36_BINARY")}
+}
+
+// held is ours, with the version that it announces held at 3.6. The real etcd, in the place of ours, has
+// no such flag; there the older release stands in.
+func held(t testing.TB) Program {
+	program := ours(t)
+	if member.IsOurs(t, program.Binary) {
+		program.Flags = []string{"--announce-version", "3.6"}
+		return program
+	}
+	return etcd36(t)
+}
+
 // short makes snapshots come soon: what a member missed for long it gets as a snapshot.
 var short = []string{
 	"--heartbeat-interval", "100", "--election-timeout", "1000",
@@ -60,6 +75,8 @@ func TestTwoOfEtcdAndOneOfOurs(t *testing.T) { eachInTurn(t, etcd(t), etcd(t), o
 
 func TestOneOfEtcdAndTwoOfOurs(t *testing.T) { eachInTurn(t, etcd(t), ours(t), ours(t)) }
 
+func TestTwoOfEtcd36AndOneOfOurs(t *testing.T) { eachInTurn(t, etcd36(t), etcd36(t), held(t)) }
+
 func TestThreeOfOurs(t *testing.T) { eachInTurn(t, ours(t), ours(t), ours(t)) }
 
 // Members of the other kind join as learners and as voters, by log and by snapshot, and others leave.
@@ -94,9 +111,9 @@ func TestMembersComeAndGo(t *testing.T) {
 	}
 }
 
-// A cluster moves to the other kind one member at a time and back, while a client writes and watches.
-func TestLiveMigration(t *testing.T) {
-	old, new := etcd(t), ours(t)
+// migrate moves a cluster to the other kind one member at a time and back, while a client writes and
+// watches.
+func migrate(t *testing.T, old, new Program) {
 	c := New(t, short, old, old, old)
 	for _, to := range []Program{new, old} {
 		for range 3 {
@@ -115,3 +132,8 @@ func TestLiveMigration(t *testing.T) {
 		}
 	}
 }
+
+func TestLiveMigration(t *testing.T) { migrate(t, etcd(t), ours(t)) }
+
+// A member that says that it is of 3.6 leaves the way back to 3.6 open.
+func TestLiveMigrationFrom36(t *testing.T) { migrate(t, etcd36(t), held(t)) }

@@ -51,6 +51,16 @@ func Binary(t testing.TB, variable string) string {
 	return path
 }
 
+// IsOurs is whether a program is ours and not the real etcd.
+func IsOurs(t testing.TB, binary string) bool {
+	t.Helper()
+	version, err := exec.Command(binary, "--version").CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s --version: %v", binary, err)
+	}
+	return bytes.Contains(bytes.ToLower(version), []byte("keelson"))
+}
+
 // Start runs a program on a data directory and waits until it serves. The announced addresses are the
 // same in every run, so that the ids of cluster and member are equal and a directory can change hands.
 // When args begin with --listen-client-urls, the server listens there as well.

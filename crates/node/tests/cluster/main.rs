@@ -7,6 +7,7 @@ mod duties;
 mod elections;
 mod membership;
 mod net;
+mod orders;
 mod replication;
 mod rig;
 mod snapshots;

@@ -138,11 +138,11 @@ pub(crate) struct Cluster {
     pub(crate) places: Vec<Place>,
 }
 
-fn urls(number: usize) -> Vec<String> {
+pub(crate) fn urls(number: usize) -> Vec<String> {
     vec![format!("http://127.0.0.1:{}", 2380 + 10 * number)]
 }
 
-fn config(dir: &Path, number: usize) -> Config {
+pub(crate) fn config(dir: &Path, number: usize) -> Config {
     let mut config = Config::new(&format!("m{number}"), dir, "");
     config.client_urls = vec![format!("http://127.0.0.1:{}", 2379 + 10 * number)];
     config.heartbeat = Duration::from_millis(30);

@@ -231,15 +231,13 @@ fn check_supported(config: &Config) -> Result<(), ConfigError> {
     if let Some((flag, value)) = asked {
         return refuse(format!("--{flag}={value}"));
     }
-    if let Some(setting) = config.peer_tls.first_set() {
-        return refuse(setting);
+    if config.peer_tls.auto_tls {
+        return refuse("--peer-auto-tls=true".to_owned());
     }
     let lists = [
-        ("listen-peer-urls", &config.listen_peer_urls),
         ("listen-client-urls", &config.listen_client_urls),
         ("listen-client-http-urls", &config.listen_client_http_urls),
         ("listen-metrics-urls", &config.listen_metrics_urls),
-        ("initial-advertise-peer-urls", &config.advertise_peer_urls),
         ("advertise-client-urls", &config.advertise_client_urls),
     ];
     for (flag, urls) in lists {

@@ -295,7 +295,7 @@ fn the_first_members_are_read_by_name() {
 }
 
 #[test]
-fn tls_between_members_is_checked_as_etcd_does_and_refused_until_it_works() {
+fn tls_between_members_is_checked_as_etcd_does() {
     let with = |change: fn(&mut PeerTls)| error(|c| change(&mut c.peer_tls));
     assert_eq!(
         with(|tls| tls.cert_file = "c.pem".into()),
@@ -312,28 +312,11 @@ fn tls_between_members_is_checked_as_etcd_does_and_refused_until_it_works() {
         }),
         "AllowedCNs and AllowedHostnames are mutually exclusive (cns=[\"a\" \"b\"], hostnames=[\"c\"])"
     );
-    for (setting, change) in [
-        (
-            "--peer-auto-tls=true",
-            (|tls| tls.auto_tls = true) as fn(&mut PeerTls),
-        ),
-        ("--peer-client-cert-auth=true", |tls| {
-            tls.client_cert_auth = true
-        }),
-        ("--peer-crl-file=r", |tls| tls.crl_file = "r".into()),
-        ("--peer-cert-allowed-cn=a", |tls| {
-            tls.allowed_cn = vec!["a".to_owned()]
-        }),
-        ("--peer-trusted-ca-file=ca", |tls| {
-            tls.trusted_ca_file = "ca".into()
-        }),
-    ] {
-        let text = with(change);
-        assert!(
-            text.starts_with(&format!("{setting} is not supported yet")),
-            "{text}"
-        );
-    }
+    let own = with(|tls| tls.auto_tls = true);
+    assert!(
+        own.starts_with("--peer-auto-tls=true is not supported yet"),
+        "{own}"
+    );
 }
 
 #[test]

@@ -39,48 +39,6 @@ impl PeerTls {
         self.auto_tls || !self.cert_file.as_os_str().is_empty()
     }
 
-    /// The first setting that is not at its default, as it would stand on the command line.
-    pub(super) fn first_set(&self) -> Option<String> {
-        let PeerTls {
-            cert_file,
-            key_file,
-            client_cert_file,
-            client_key_file,
-            client_cert_auth,
-            trusted_ca_file,
-            crl_file,
-            allowed_cn,
-            allowed_hostname,
-            skip_client_san,
-            auto_tls,
-        } = self;
-        let files = [
-            ("peer-cert-file", cert_file),
-            ("peer-key-file", key_file),
-            ("peer-client-cert-file", client_cert_file),
-            ("peer-client-key-file", client_key_file),
-            ("peer-trusted-ca-file", trusted_ca_file),
-            ("peer-crl-file", crl_file),
-        ];
-        if let Some((flag, file)) = files.iter().find(|(_, file)| !file.as_os_str().is_empty()) {
-            return Some(format!("--{flag}={}", file.display()));
-        }
-        let switches = [
-            ("peer-client-cert-auth", client_cert_auth),
-            ("peer-skip-client-san-verification", skip_client_san),
-            ("peer-auto-tls", auto_tls),
-        ];
-        if let Some((flag, _)) = switches.iter().find(|(_, on)| **on) {
-            return Some(format!("--{flag}=true"));
-        }
-        let lists = [
-            ("peer-cert-allowed-cn", allowed_cn),
-            ("peer-cert-allowed-hostname", allowed_hostname),
-        ];
-        let (flag, list) = lists.iter().find(|(_, list)| !list.is_empty())?;
-        Some(format!("--{flag}={}", list.join(",")))
-    }
-
     /// What cannot be meant, in the texts of etcd, which finds it when it builds its TLS.
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         let half = |cert: &PathBuf, key: &PathBuf| {

@@ -5,7 +5,6 @@
 
 use std::time::Duration;
 
-use http::StatusCode;
 use keelson_node::{Order, Reply};
 use keelson_proto::ApiError;
 use keelson_proto::entry::{ConfChange, ConfChangeKind};
@@ -18,11 +17,12 @@ use keelson_proto::rpc::etcdserverpb::{
 use keelson_store::Outcome;
 use keelson_store::auth::Need;
 use keelson_store::member::{self, Membership};
+use keelson_transport::MemberInfo;
 
 use super::call::{Call, mismatched};
 use super::splice::Answer;
 use super::status::Status;
-use crate::peers::forward;
+use crate::peers::forward::{Forwarding, PATIENCE, refusal};
 use crate::url::Url;
 
 /// How long a member must have been connected to count as healthy: the reference's.
@@ -104,10 +104,7 @@ pub(super) async fn member_promote(
     call.permit(&Need::Admin)?;
     let id = MemberId(request.id);
     let members = match promote(call, id).await {
-        Err(status) if status == ApiError::NotLeader.into() => {
-            let members = promote_elsewhere(call, id).await?;
-            members.iter().map(shown).collect()
-        }
+        Err(status) if status == ApiError::NotLeader.into() => promote_elsewhere(call, id).await?,
         done => {
             done?;
             all(call)
@@ -128,6 +125,21 @@ pub(crate) async fn promote(call: &Call, id: MemberId) -> Result<(), Status> {
     if !call.state.node.is_leader() {
         return Err(ApiError::NotLeader.into());
     }
+    let promoted = promote_here(call, id).await;
+    let metrics = &call.state.metrics;
+    match &promoted {
+        Ok(()) => metrics.promotions.inc(),
+        Err(status) => {
+            let reason = metrics
+                .failed_promotions
+                .with_label_values(&[&*status.text]);
+            reason.inc();
+        }
+    }
+    promoted
+}
+
+async fn promote_here(call: &Call, id: MemberId) -> Result<(), Status> {
     let members = call.shared().members();
     let member = members.member(id).ok_or(ApiError::MemberNotFound)?;
     if !member.is_learner {
@@ -154,31 +166,39 @@ pub(crate) async fn promote(call: &Call, id: MemberId) -> Result<(), Status> {
 }
 
 /// Asks the leader to promote, until it has, says why not, or the time is up.
-async fn promote_elsewhere(call: &Call, id: MemberId) -> Result<Vec<member::Member>, Status> {
-    let path = format!("/members/promote/{}", id.0);
-    let refusals = [
-        ApiError::MemberNotFound,
-        ApiError::MemberNotLearner,
-        ApiError::LearnerNotReady,
-    ];
-    let forwarding = forward::Forwarding::begin(&call.state);
+async fn promote_elsewhere(call: &Call, id: MemberId) -> Result<Vec<Member>, Status> {
+    let client = &call.state.peers.client;
+    let token = call.token();
+    let token = token.as_ref().and_then(|token| token.to_str().ok());
+    let forwarding = Forwarding::begin(&call.state);
     loop {
-        if let Some(response) = forwarding.post(&path, call.token(), "").await {
-            let text = String::from_utf8_lossy(response.body());
-            match response.status() {
-                StatusCode::OK => return forward::members(&text).ok_or_else(mismatched),
-                StatusCode::NOT_FOUND => return Err(ApiError::MemberNotFound.into()),
-                _ => {}
-            }
-            let says = |error: &&ApiError| {
-                let short = error.text().trim_start_matches("etcdserver: ");
-                text.contains(short)
+        for url in forwarding.leader_urls() {
+            let refused = match client.promote(&url, id, token, PATIENCE).await {
+                Ok(members) => return Ok(members.into_iter().map(told).collect()),
+                Err(error) => refusal(error),
             };
-            if let Some(error) = refusals.iter().find(says) {
-                return Err((*error).into());
+            match refused {
+                Some((404, _)) => return Err(ApiError::MemberNotFound.into()),
+                Some((412, text)) if text.contains("in sync with leader") => {
+                    return Err(ApiError::LearnerNotReady.into());
+                }
+                Some((412, _)) => return Err(ApiError::MemberNotLearner.into()),
+                Some(_) => break,
+                None => {}
             }
         }
         forwarding.pause(FORWARD_PAUSE).await?;
+    }
+}
+
+/// A member as the leader told it.
+fn told(member: MemberInfo) -> Member {
+    Member {
+        id: member.id,
+        name: member.name,
+        peer_ur_ls: member.peer_urls,
+        client_ur_ls: member.client_urls,
+        is_learner: member.is_learner,
     }
 }
 

@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use futures_util::stream;
-use http::StatusCode;
 use keelson_proto::ApiError;
 use keelson_proto::ids::LeaseId;
 use keelson_proto::rpc::etcdserverpb::{
@@ -12,17 +11,15 @@ use keelson_proto::rpc::etcdserverpb::{
     LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseStatus,
     LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
 };
-use keelson_proto::rpc::leasepb::{LeaseInternalRequest, LeaseInternalResponse};
 use keelson_store::auth::{Access, Need};
 use keelson_store::lease::Renewal;
 use keelson_store::{Outcome, quota};
-use prost::Message as _;
 
 use super::call::{Call, Caller, mismatched};
 use super::inbound::Requests;
 use super::splice::{Answer, Chunk, Ending, Framed};
 use super::status::Status;
-use crate::peers::forward::Forwarding;
+use crate::peers::forward::{Forwarding, PATIENCE, refusal};
 
 /// How long to wait for what is committed to be applied, before a lease is called unknown.
 const APPLY_PATIENCE: Duration = Duration::from_secs(1);
@@ -98,13 +95,7 @@ async fn keep_one_alive(call: &Call, id: LeaseId) -> Result<LeaseKeepAliveRespon
     // Built before the lease is renewed: a revision that is too low is harmless.
     let header = call.header_now();
     permit_lease(call, id, Access::Write)?;
-    let ttl = match renew(call, id).await? {
-        Some(ttl) => {
-            call.state.metrics.lease_renewed.inc();
-            ttl
-        }
-        None => 0,
-    };
+    let ttl = renew(call, id).await?.unwrap_or(0);
     Ok(LeaseKeepAliveResponse {
         header: Some(header),
         id: id.0,
@@ -120,18 +111,17 @@ async fn renew(call: &Call, id: LeaseId) -> Result<Option<i64>, Status> {
             Err(status) if status == ApiError::NotPrimaryLessor.into() => {}
             done => return done,
         }
-        let request = LeaseKeepAliveRequest { id: id.0 }.encode_to_vec();
-        if let Some(response) = forwarding.post("/leases", None, request).await {
-            match response.status() {
-                StatusCode::OK => {
-                    let answer = LeaseKeepAliveResponse::decode(response.into_body());
-                    return Ok(Some(answer.map_err(|_| mismatched())?.ttl));
-                }
-                StatusCode::NOT_FOUND => return Ok(None),
-                StatusCode::REQUEST_TIMEOUT => {
-                    return Err(ApiError::TimeoutWaitAppliedIndex.into());
-                }
-                _ => {}
+        for url in forwarding.leader_urls() {
+            let client = &call.state.peers.client;
+            let refused = match client.renew_lease(&url, id, PATIENCE).await {
+                Ok(ttl) => return Ok(Some(ttl)),
+                Err(error) => refusal(error),
+            };
+            match refused {
+                Some((404, _)) => return Ok(None),
+                Some((408, _)) => return Err(ApiError::TimeoutWaitAppliedIndex.into()),
+                Some(_) => break,
+                None => {}
             }
         }
         forwarding.pause(FORWARD_PAUSE).await?;
@@ -149,7 +139,10 @@ pub(crate) async fn renew_here(call: &Call, id: LeaseId) -> Result<Option<i64>, 
         let now = call.state.node.ticks();
         let renewal = call.shared().deadlines().renew(id, now);
         match renewal {
-            Renewal::Renewed { ttl } => return Ok(Some(ttl)),
+            Renewal::Renewed { ttl } => {
+                call.state.metrics.lease_renewed.inc();
+                return Ok(Some(ttl));
+            }
             Renewal::Unknown if caught_up => return Ok(None),
             Renewal::Unknown => {
                 // Its grant may be committed and not applied.
@@ -240,30 +233,25 @@ async fn look(
             }
             return Ok(found);
         }
-        let question = LeaseInternalRequest {
-            lease_time_to_live_request: Some(*request),
-        };
-        let posted = forwarding.post("/leases/internal", None, question.encode_to_vec());
-        if let Some(response) = posted.await {
-            match response.status() {
-                StatusCode::OK => {
-                    let answer = LeaseInternalResponse::decode(response.into_body());
-                    let answer = answer
-                        .map_err(|_| mismatched())?
-                        .lease_time_to_live_response;
-                    let answer = answer.ok_or_else(mismatched)?;
-                    if request.keys {
+        let (id, keys) = (LeaseId(request.id), request.keys);
+        for url in forwarding.leader_urls() {
+            let client = &call.state.peers.client;
+            let asked = client.lease_time_to_live(&url, id, keys, PATIENCE);
+            let refused = match asked.await {
+                Ok(answer) => {
+                    if keys {
                         // Others may have been attached since they were looked at.
-                        let id = LeaseId(request.id);
                         permit_lease(call, id, Access::Read)?;
                     }
                     return Ok(Some(answer));
                 }
-                StatusCode::NOT_FOUND => return Ok(None),
-                StatusCode::REQUEST_TIMEOUT => {
-                    return Err(ApiError::TimeoutWaitAppliedIndex.into());
-                }
-                _ => {}
+                Err(error) => refusal(error),
+            };
+            match refused {
+                Some((404, _)) => return Ok(None),
+                Some((408, _)) => return Err(ApiError::TimeoutWaitAppliedIndex.into()),
+                Some(_) => break,
+                None => {}
             }
         }
         forwarding.pause(FORWARD_PAUSE).await?;

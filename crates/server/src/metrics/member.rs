@@ -13,6 +13,8 @@ use rustix::process::{Resource, getrlimit};
 use crate::descriptors;
 use crate::state::State;
 
+mod peers;
+
 /// A label and its value.
 type Label<'a> = (&'a str, String);
 
@@ -126,6 +128,7 @@ impl Families {
 pub(crate) fn families(state: &State) -> Vec<MetricFamily> {
     let mut all = Families::default();
     server(&mut all, state);
+    peers::peers(&mut all, state);
     store(&mut all, state);
     operations(&mut all, state);
     watches(&mut all, state);
@@ -251,12 +254,6 @@ fn server(all: &mut Families, state: &State) {
             times,
         );
     }
-    // Without other members there is nobody to promote, and no snapshot to take in.
-    all.counter(
-        "etcd_server_learner_promote_successes",
-        "The total number of successful learner promotions while this member is leader.",
-        0,
-    );
     all.gauge(
         "etcd_server_snapshot_apply_in_progress_total",
         "1 if the server is applying the incoming snapshot. 0 if none.",

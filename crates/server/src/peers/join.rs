@@ -4,18 +4,15 @@
 //!
 //! `spec/formats.md` 7.9.
 
-use std::io;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode};
 use keelson_node::Beginning;
 use keelson_proto::ids::{ClusterId, MemberId};
-use keelson_store::member::{Member, member_id};
+use keelson_store::member::member_id;
+use keelson_transport::{MembersAnswer, PeerClient};
 use semver::Version;
 use tokio::time::sleep;
 
-use super::{CLUSTER_ID, line, version_of};
 use crate::Error;
 use crate::config::{Bootstrap, ClusterState};
 use crate::url::Url;
@@ -30,19 +27,13 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// The oldest cluster that can be joined.
 const MIN_CLUSTER: Version = Version::new(3, 0, 0);
 
-/// The members of a cluster, as one of them knows them.
-#[derive(Debug)]
-struct Listed {
-    cluster: ClusterId,
-    members: Vec<Member>,
-}
-
 /// How a member without a log begins.
 ///
 /// # Errors
 ///
 /// [`Error::Join`].
 pub(crate) async fn beginning(
+    client: &PeerClient,
     born: &Bootstrap,
     own_version: &Version,
     learners_max: usize,
@@ -52,27 +43,33 @@ pub(crate) async fn beginning(
     urls.sort();
     match born.state {
         ClusterState::New => {
-            check_not_begun(born, &urls).await?;
+            check_not_begun(client, born, &urls).await?;
             Ok(Beginning::New)
         }
         ClusterState::Existing => {
-            let listed = ask_for_members(&urls).await?;
+            let listed = ask_for_members(client, &urls).await?;
             let (cluster, member) = matched(born, &listed, learners_max)?;
-            check_versions(&urls, own_version).await?;
+            check_versions(client, &urls, own_version).await?;
             Ok(Beginning::Join { cluster, member })
         }
     }
 }
 
 /// A member that the others know as started must not begin anew: it would vote twice.
-async fn check_not_begun(born: &Bootstrap, others: &[&Url]) -> Result<(), Error> {
+async fn check_not_begun(
+    client: &PeerClient,
+    born: &Bootstrap,
+    others: &[&Url],
+) -> Result<(), Error> {
     let own_urls: Vec<String> = born.peer_urls().iter().map(Url::to_string).collect();
     let own = member_id(&own_urls, &born.token, None);
     // All at once: whoever starts at the same time does not answer yet.
-    let asked = others.iter().map(|url| members_at(url, NEW_PATIENCE));
+    let asked = others
+        .iter()
+        .map(|url| client.members(url.as_str(), NEW_PATIENCE));
     for listed in futures_util::future::join_all(asked).await.iter().flatten() {
-        let started = |member: &Member| member.id == own && !member.client_urls.is_empty();
-        if listed.members.iter().any(started) {
+        let mut members = listed.members.iter();
+        if members.any(|member| member.id == own.0 && !member.client_urls.is_empty()) {
             let text = format!("member {own} has already been bootstrapped");
             return Err(Error::Join(text));
         }
@@ -80,18 +77,18 @@ async fn check_not_begun(born: &Bootstrap, others: &[&Url]) -> Result<(), Error>
     Ok(())
 }
 
-async fn ask_for_members(urls: &[&Url]) -> Result<Listed, Error> {
+async fn ask_for_members(client: &PeerClient, urls: &[&Url]) -> Result<MembersAnswer, Error> {
     let mut last = String::from("there is no other member in --initial-cluster");
     for attempt in 0..ATTEMPTS {
         if attempt > 0 {
             sleep(PAUSE).await;
         }
         for url in urls {
-            match members_at(url, JOIN_PATIENCE).await {
+            match client.members(url.as_str(), JOIN_PATIENCE).await {
                 Ok(listed) => return Ok(listed),
                 Err(error) => {
                     tracing::warn!(address = %url, %error, "failed to get cluster response");
-                    last = format!("{url}: {error}");
+                    last = error.to_string();
                 }
             }
         }
@@ -102,40 +99,10 @@ async fn ask_for_members(urls: &[&Url]) -> Result<Listed, Error> {
     )))
 }
 
-async fn members_at(url: &Url, patience: Duration) -> io::Result<Listed> {
-    let response = get(url, "/members", patience).await?;
-    let cluster = response
-        .headers()
-        .get(CLUSTER_ID)
-        .and_then(|value| value.to_str().ok())
-        .and_then(|text| u64::from_str_radix(text, 16).ok())
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no cluster id"))?;
-    let rows: Vec<serde_json::Value> = serde_json::from_slice(response.body())?;
-    let member = |row: &serde_json::Value| {
-        Member::from_json(row.to_string().as_bytes()).map_err(io::Error::other)
-    };
-    let members = rows.iter().map(member).collect::<io::Result<_>>()?;
-    Ok(Listed {
-        cluster: ClusterId(cluster),
-        members,
-    })
-}
-
-async fn get(url: &Url, path: &'static str, patience: Duration) -> io::Result<Response<Bytes>> {
-    let mut request = Request::new(line::whole(""));
-    *request.method_mut() = Method::GET;
-    *request.uri_mut() = http::Uri::from_static(path);
-    let response = line::once(url, request, patience).await?;
-    match response.status() {
-        StatusCode::OK => Ok(response),
-        _ => Err(line::refused(&response)),
-    }
-}
-
 /// Finds each of our members among theirs by its URLs, and so our own id.
 fn matched(
     born: &Bootstrap,
-    listed: &Listed,
+    listed: &MembersAnswer,
     learners_max: usize,
 ) -> Result<(ClusterId, MemberId), Error> {
     let refuse = |why: String| Err(Error::Join(format!("error validating peerURLs: {why}")));
@@ -150,7 +117,7 @@ fn matched(
     for (name, urls) in &born.members {
         let mut ours: Vec<&str> = urls.iter().map(Url::as_str).collect();
         ours.sort_unstable();
-        let same = |member: &&Member| {
+        let same = |member: &&keelson_transport::MemberInfo| {
             let mut theirs: Vec<&str> = member.peer_urls.iter().map(String::as_str).collect();
             theirs.sort_unstable();
             theirs == ours
@@ -161,7 +128,7 @@ fn matched(
             ));
         };
         if *name == born.name {
-            own = Some(member.id);
+            own = Some(MemberId(member.id));
         }
     }
     let learners = listed.members.iter().filter(|it| it.is_learner).count();
@@ -177,18 +144,15 @@ fn matched(
 }
 
 /// The cluster must be of a release that this member can serve.
-async fn check_versions(urls: &[&Url], own: &Version) -> Result<(), Error> {
+async fn check_versions(client: &PeerClient, urls: &[&Url], own: &Version) -> Result<(), Error> {
     let mut answered = false;
     for url in urls {
-        let Ok(response) = get(url, "/version", JOIN_PATIENCE).await else {
+        let Ok(answer) = client.version(url.as_str(), JOIN_PATIENCE).await else {
             continue;
         };
-        let answer: serde_json::Value = serde_json::from_slice(response.body())
-            .map_err(|error| Error::Join(format!("{url}: {error}")))?;
-        let text = answer["etcdcluster"].as_str().unwrap_or_default();
         // A cluster that has not decided yet is no reason to stay away.
         answered = true;
-        let Ok(version) = Version::parse(text) else {
+        let Ok(version) = Version::parse(&answer.etcdcluster) else {
             continue;
         };
         let above = (version.major, version.minor) > (own.major, own.minor);
@@ -205,19 +169,10 @@ async fn check_versions(urls: &[&Url], own: &Version) -> Result<(), Error> {
     }
 }
 
-/// The release of the member at a URL.
-///
-/// # Errors
-///
-/// Where it does not say so.
-pub(super) async fn release(url: &Url, patience: Duration) -> io::Result<Version> {
-    let response = get(url, "/version", patience).await?;
-    let answer: serde_json::Value = serde_json::from_slice(response.body())?;
-    version_of(answer["etcdserver"].as_str().unwrap_or_default())
-}
-
 #[cfg(test)]
 mod tests {
+    use keelson_transport::MemberInfo;
+
     use super::*;
 
     fn born(members: &[(&str, &str)]) -> Bootstrap {
@@ -232,15 +187,16 @@ mod tests {
         }
     }
 
-    fn listed(members: &[(u64, &str, bool)]) -> Listed {
-        Listed {
+    fn listed(members: &[(u64, &str, bool)]) -> MembersAnswer {
+        MembersAnswer {
             cluster: ClusterId(9),
             members: members
                 .iter()
-                .map(|(id, url, is_learner)| Member {
-                    id: MemberId(*id),
+                .map(|(id, url, is_learner)| MemberInfo {
+                    id: *id,
                     is_learner: *is_learner,
-                    ..Member::new(String::new(), vec![(*url).to_owned()], "", None, false)
+                    peer_urls: vec![(*url).to_owned()],
+                    ..MemberInfo::default()
                 })
                 .collect(),
         }
@@ -260,8 +216,9 @@ mod tests {
     #[test]
     fn lists_that_do_not_match_are_refused() {
         let two = born(&[("a", "http://h:1"), ("new", "http://h:2")]);
-        let text =
-            |listed: &Listed, learners| matched(&two, listed, learners).unwrap_err().to_string();
+        let text = |listed: &MembersAnswer, learners| {
+            matched(&two, listed, learners).unwrap_err().to_string()
+        };
         assert!(text(&listed(&[(8, "http://h:1", false)]), 1).contains("member count is unequal"));
         let other = listed(&[(7, "http://h:3", false), (8, "http://h:1", false)]);
         assert!(text(&other, 1).contains("unmatched member while checking PeerURLs"));

@@ -5,8 +5,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
-use hyper::body::Incoming;
 use keelson_proto::ApiError;
 use keelson_proto::ids::{LeaseId, MemberId};
 use keelson_proto::rpc::etcdserverpb::{
@@ -18,17 +16,13 @@ use keelson_store::hash;
 use prost::Message;
 
 use super::super::{method_not_allowed, text};
-use super::{header_text, json, member_rows, only_post};
+use super::{CLUSTER_ID, header_text, json, member_rows, only_post};
 use crate::grpc::method::Method as Rpc;
 use crate::grpc::splice::Body;
 use crate::grpc::status::Status;
 use crate::grpc::{Call, HASH_COST, lease, members};
-use crate::peers::CLUSTER_ID;
 use crate::serving::Origin;
 use crate::state::State;
-
-/// The longest question, in bytes: the reference's limit.
-const QUESTION_MAX: usize = 64 << 10;
 
 const PROMOTE: &str = "/members/promote/";
 
@@ -36,7 +30,7 @@ const PROMOTE: &str = "/members/promote/";
 pub(super) async fn handle(
     state: &Arc<State>,
     origin: Origin,
-    request: Request<Incoming>,
+    request: Request<Bytes>,
 ) -> Option<Response<Body>> {
     let get = request.method() == Method::GET;
     let post = request.method() == Method::POST;
@@ -61,17 +55,6 @@ pub(super) async fn handle(
     })
 }
 
-async fn question(body: Incoming) -> Result<Bytes, Response<Body>> {
-    match Limited::new(body, QUESTION_MAX).collect().await {
-        Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => {
-            let what = "request body too large\n";
-            Err(text(StatusCode::PAYLOAD_TOO_LARGE, what))
-        }
-        Err(_) => Err(text(StatusCode::BAD_REQUEST, "error reading body\n")),
-    }
-}
-
 fn protobuf(message: &impl Message) -> Response<Body> {
     let mut response = Response::new(Body::plain(message.encode_to_vec()));
     response.headers_mut().insert(
@@ -94,15 +77,8 @@ fn lease_not_found() -> Response<Body> {
     text(StatusCode::NOT_FOUND, "lease not found\n")
 }
 
-async fn keep_alive(
-    state: &Arc<State>,
-    origin: Origin,
-    request: Request<Incoming>,
-) -> Response<Body> {
-    let body = match question(request.into_body()).await {
-        Ok(body) => body,
-        Err(response) => return response,
-    };
+async fn keep_alive(state: &Arc<State>, origin: Origin, request: Request<Bytes>) -> Response<Body> {
+    let body = request.into_body();
     let Ok(request) = LeaseKeepAliveRequest::decode(body) else {
         return text(StatusCode::BAD_REQUEST, "error unmarshalling request\n");
     };
@@ -126,12 +102,9 @@ fn nameless(state: &Arc<State>, origin: Origin, method: Rpc) -> Call {
 async fn time_to_live(
     state: &Arc<State>,
     origin: Origin,
-    request: Request<Incoming>,
+    request: Request<Bytes>,
 ) -> Response<Body> {
-    let body = match question(request.into_body()).await {
-        Ok(body) => body,
-        Err(response) => return response,
-    };
+    let body = request.into_body();
     let request = LeaseInternalRequest::decode(body)
         .ok()
         .and_then(|request| request.lease_time_to_live_request);
@@ -205,15 +178,12 @@ async fn downgrade(state: &Arc<State>, origin: Origin) -> Response<Body> {
 }
 
 /// The hash of the keys up to a revision.
-async fn hash_kv(state: &Arc<State>, request: Request<Incoming>) -> Response<Body> {
+async fn hash_kv(state: &Arc<State>, request: Request<Bytes>) -> Response<Body> {
     let own = state.node.cluster_id().to_string();
     if header_text(request.headers(), CLUSTER_ID).is_some_and(|id| id != own) {
         return text(StatusCode::PRECONDITION_FAILED, "cluster ID mismatch\n");
     }
-    let body = match question(request.into_body()).await {
-        Ok(body) => body,
-        Err(response) => return response,
-    };
+    let body = request.into_body();
     let Ok(question) = serde_json::from_slice::<serde_json::Value>(&body) else {
         return text(StatusCode::BAD_REQUEST, "error unmarshalling request\n");
     };
