@@ -118,7 +118,11 @@ impl Scratch {
         let line = text.lines().find(|line| line.starts_with("seed "));
         match line {
             Some(line) => Ok(Some(line.chars().take(200).collect())),
-            None => bail!("the simulator ended by {}: {}", output.status, said(&output)),
+            None => bail!(
+                "the simulator ended by {}: {}",
+                output.status,
+                said(&output)
+            ),
         }
     }
 }

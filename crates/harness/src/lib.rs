@@ -1,15 +1,19 @@
 //! Servers for tests: started on free ports in directories of their own, stopped, killed, started
 //! again in the same place.
 //!
-//! [`TestMember`] runs a member inside the test, [`Process`] a program that takes etcd's flags, ours or
+//! [`TestMember`] runs a member inside the test, [`TestCluster`] several with links that can be cut, [`Process`] a program that takes etcd's flags, ours or
 //! the real one.
 
+mod cluster;
 mod faulty;
+mod link;
 mod log;
 mod member;
 mod ports;
 mod process;
+pub mod wait;
 
+pub use cluster::{Room, TestCluster};
 pub use faulty::Faults;
 pub use log::LogLine;
 pub use member::TestMember;

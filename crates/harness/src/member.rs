@@ -204,7 +204,7 @@ impl std::fmt::Debug for TestMember {
     }
 }
 
-fn bind(port: u16) -> anyhow::Result<TcpListener> {
+pub(crate) fn bind(port: u16) -> anyhow::Result<TcpListener> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
@@ -219,7 +219,7 @@ fn bind(port: u16) -> anyhow::Result<TcpListener> {
 
 /// Runs `work` on a thread of its own: a member blocks and has runtimes, which a test's own runtime
 /// does not bear.
-fn apart<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+pub(crate) fn apart<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     thread::scope(|scope| match scope.spawn(work).join() {
         Ok(value) => value,
         Err(panic) => std::panic::resume_unwind(panic),

@@ -160,6 +160,13 @@ impl Applier {
         }
     }
 
+    /// As the first thing: brings what is in no entry into the file, and takes a disk snapshot, so that no
+    /// later start reads what the log holds before it.
+    pub(crate) fn leave_old_log(&mut self) {
+        self.seal_now = true;
+        self.snapshot_now = true;
+    }
+
     /// No turn waits in its midst: one that has begun passes the bound instead, by what it has taken.
     pub(crate) fn never_wait(&mut self) {
         self.may_wait = false;
@@ -227,6 +234,9 @@ impl Applier {
 
     /// How long to wait for work.
     fn patience(&self) -> Option<Duration> {
+        if self.seal_now {
+            return Some(Duration::ZERO);
+        }
         let until_seal = self.seal_at.map(|at| at.saturating_sub(self.now()));
         match self.slice {
             SliceState::More => Some(Duration::ZERO),
@@ -378,6 +388,10 @@ impl Applier {
             Effect::Commit => self.seal_now = true,
             Effect::ForceSnapshot => {
                 tracing::info!("Cluster version downgrade detected, forcing snapshot");
+                self.seal_now = true;
+                self.snapshot_now = true;
+            }
+            Effect::LeaveOldLog => {
                 self.seal_now = true;
                 self.snapshot_now = true;
             }

@@ -11,14 +11,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keelson_proto::entry::HardState;
-use keelson_proto::ids::{LogIndex, MemberId};
+use keelson_proto::ids::LogIndex;
 use keelson_store::{OpenOptions, Opened, lease};
 use keelson_wal::{Files, Metadata, Replay, SnapFiles, SnapshotMark, Wal};
 use semver::Version;
 
 use crate::links::Identity;
 use crate::memory_log::{Keep, MemoryLog};
-use crate::{Config, Env, Error, bootstrap};
+use crate::replayed::Replayed;
+use crate::{Config, Env, Error, bootstrap, force_new, old};
 
 /// How long to wait for another process to let go of the database.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
@@ -41,6 +42,8 @@ pub(crate) struct Booted {
     pub(crate) start: SnapshotMark,
     /// The last entry of the log.
     pub(crate) last: LogIndex,
+    /// Whether a disk snapshot is to be taken at once: the log, or the database, is of a form of 3.5.
+    pub(crate) leaves_old_log: bool,
 }
 
 /// Opens a data directory, or makes a new one.
@@ -191,7 +194,7 @@ fn locked(config: &Config, error: keelson_wal::Error) -> Error {
 /// Puts log and database together.
 fn assemble(config: &Config, env: &Env, log: OpenLog) -> Result<Booted, Error> {
     let OpenLog {
-        wal,
+        mut wal,
         mut replay,
         metadata,
     } = log;
@@ -205,54 +208,67 @@ fn assemble(config: &Config, env: &Env, log: OpenLog) -> Result<Booted, Error> {
     if let Some(stale) = replay.entries.iter().position(|it| it.term < start.term) {
         replay.entries.truncate(stale);
     }
-    let opened = open_store(config, env, start)?;
+    let mut opened = open_store(config, env, start)?;
+    let mended = old::mend_membership(config, env, &mut opened)?;
+    check_versions(config, &opened)?;
     let (applied, _) = opened.store.applied();
-    let last = replay
-        .entries
-        .last()
-        .map_or(start.index, |entry| entry.index);
-    let last_term = replay.entries.last().map_or(start.term, |entry| entry.term);
-
-    let mut hard_state = replay.hard_state.unwrap_or_default();
-    if hard_state.term < last_term {
-        // The end of the last write was torn off, and with it the term; nobody was answered about it.
-        hard_state = HardState {
-            term: last_term,
-            vote: MemberId::NONE,
-            ..hard_state
-        };
+    let mut log = Replayed::new(replay, applied);
+    if log.last() < applied {
+        log.begin_at_database(config, &env.files, &mut wal, &opened, identity.member)?;
     }
-    let conf_state = opened.store.conf_state().clone();
-    // The file may know of commits that the log had no reason to note.
-    hard_state.commit = hard_state.commit.max(applied);
-    if last < applied {
-        return Err(Error::LogBehindDatabase {
-            wal: config.wal_dir(),
-            last,
-            consistent: applied,
+    let members = opened.store.members_after(log.committed_after(applied));
+    if members.is_removed(identity.member) {
+        return Err(Error::Removed {
+            member: identity.member,
+            path: config.data_dir.clone(),
         });
     }
+    if config.force_new_cluster {
+        force_new::force(config, identity, &members, &mut wal, &mut log)?;
+    }
+    let (last, raw) = (log.last(), old::last_raw(&log.entries));
     tracing::info!(
         "local-member-id" = %identity.member,
         "cluster-id" = %identity.cluster,
-        "commit-index" = hard_state.commit.0,
+        "commit-index" = log.hard_state.commit.0,
         "consistent-index" = applied.0,
         "last-index" = last.0,
         "restarting local member"
     );
-    let before = (start.index, start.term);
-    let mut memory = MemoryLog::new(before, replay.entries, hard_state, conf_state);
+    let conf_state = opened.store.conf_state().clone();
+    let mut memory = MemoryLog::new(log.before, log.entries, log.hard_state, conf_state);
+    memory.set_outdated(raw.unwrap_or_default());
     memory.trim(applied, Keep::Usual);
     Ok(Booted {
         identity,
         wal,
-        hard_state,
+        hard_state: log.hard_state,
         log: memory,
         opened,
-        replay_to: hard_state.commit,
+        replay_to: log.hard_state.commit,
         start,
         last,
+        leaves_old_log: mended || raw.is_some(),
     })
+}
+
+/// Refuses what is of a later release than the one that this member announces.
+fn check_versions(config: &Config, opened: &Opened) -> Result<(), Error> {
+    let own = Version::new(config.version.major, config.version.minor, 0);
+    let cluster = opened.store.members().version();
+    let storage = opened.store.storage_version();
+    for (what, found) in [("cluster", cluster), ("storage", storage)] {
+        if let Some(found) =
+            found.filter(|found| (found.major, found.minor) > (own.major, own.minor))
+        {
+            return Err(Error::InvalidDowngrade {
+                what,
+                own,
+                found: found.clone(),
+            });
+        }
+    }
+    Ok(())
 }
 
 fn open_store(config: &Config, env: &Env, start: SnapshotMark) -> Result<Opened, Error> {
@@ -334,7 +350,7 @@ pub(crate) fn open_database(config: &Config, env: &Env, db: &Path) -> Result<Ope
 fn cannot_open(db: &Path, source: keelson_store::Error) -> Error {
     match &source {
         keelson_store::Error::UnsupportedVersion { found }
-            if Version::parse(found).is_ok_and(|version| version < Version::new(3, 6, 0)) =>
+            if Version::parse(found).is_ok_and(|version| version < Version::new(3, 5, 0)) =>
         {
             Error::OldDirectory {
                 found: found.clone(),

@@ -91,11 +91,18 @@ pub struct Config {
     /// How long a compaction waits for somebody who reads what it removes; past it, the answer of
     /// that reader is cut off.
     pub reader_patience: Duration,
+    /// `--force-new-cluster`: the member goes on as the only one of the cluster in its directory, with
+    /// what it knows to be committed. It counts for a directory that has a log; the other members must
+    /// be wiped before they join again.
+    pub force_new_cluster: bool,
     /// `--unsafe-no-fsync`.
     pub unsafe_no_fsync: bool,
     /// The size of a segment of the log, in bytes; etcd's is 64,000,000.
     pub wal_segment_bytes: u64,
-    /// The release whose API this member announces; it becomes the cluster's version.
+    /// The release that this member announces; major and minor count. It becomes the cluster's version,
+    /// and that of the database's schema follows. A member that is to leave the way back to etcd 3.6
+    /// open is held at 3.6. A directory whose cluster or schema is of a later release is refused, as
+    /// etcd of this release does.
     pub version: Version,
 }
 
@@ -128,6 +135,7 @@ impl Config {
             compact_hash_check: None,
             slow_apply: Duration::from_millis(100),
             reader_patience: Duration::from_secs(30),
+            force_new_cluster: false,
             unsafe_no_fsync: false,
             wal_segment_bytes: keelson_wal::SEGMENT_BYTES,
             version: Version::new(3, 7, 0),

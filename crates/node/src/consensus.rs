@@ -8,9 +8,11 @@ use std::time::Duration;
 use keelson_proto::ApiError;
 use keelson_proto::entry::ConfChangeKind;
 use keelson_proto::ids::{MemberId, RequestId, Term};
+use keelson_proto::message::{Message, MessageKind};
 use keelson_raft::AnyConfChange;
 
 use crate::apply::ApplyRequest;
+use crate::beat::{Heartbeats, Start};
 use crate::checker::{CHECKER, CheckEvent};
 use crate::core::{Content, Core, Input, Outputs, Proposal};
 use crate::duty::DutyEvent;
@@ -53,17 +55,23 @@ pub(crate) struct Consensus {
     links: Arc<Links>,
     core: Core,
     ticker: Ticker,
+    start: Start,
+    heartbeats: Heartbeats,
     led: bool,
 }
 
 impl Consensus {
     pub(crate) fn new(links: Arc<Links>, core: Core) -> Consensus {
         let interval = links.config.heartbeat;
-        let next = links.env.clock.now() + interval;
+        let now = links.env.clock.now();
+        let (next, config) = (now + interval, &links.config);
+        let start = Start::new(now, config.election_ticks(), config.election_at_once);
         Consensus {
             links,
             core,
             ticker: Ticker { interval, next },
+            start,
+            heartbeats: Heartbeats::default(),
             led: false,
         }
     }
@@ -106,12 +114,58 @@ impl Consensus {
     pub(crate) fn turn(&mut self, inputs: &mut Vec<Input>) -> Result<(), crate::Error> {
         if let Some(missed) = self.ticker.due(self.now()) {
             self.tick(missed, self.ticker.interval);
-            inputs.push(Input::Tick);
+            inputs.extend((0..=self.skipped()).map(|_| Input::Tick));
         }
         self.prepare(inputs);
         let outputs = self.core.handle(inputs.drain(..))?;
         self.carry_out(outputs);
         Ok(())
+    }
+
+    /// Ticks that a start may skip.
+    fn skipped(&mut self) -> u32 {
+        let links = &self.links;
+        let connected = || {
+            let members = links.shared.members();
+            let others = links.other_members(&members).into_iter();
+            others
+                .filter(|(id, _)| links.peers.active_since(*id).is_some())
+                .count()
+        };
+        let has_leader = !links.published.leader().is_none();
+        let now = links.env.clock.now();
+        let skipped = self.start.skip(now, has_leader, connected);
+        if skipped > 0 {
+            tracing::info!(
+                "local-member-id" = %links.identity.member,
+                "forward-ticks" = skipped,
+                "forward-duration" = ?(skipped * self.ticker.interval),
+                "initialized peer connections; fast-forwarding election ticks"
+            );
+        }
+        skipped
+    }
+
+    /// Counts heartbeats that go out late, and warns of them.
+    fn watch_heartbeats(&mut self, messages: &[Message]) {
+        let (now, interval) = (self.now(), self.ticker.interval);
+        for message in messages
+            .iter()
+            .filter(|it| it.kind == MessageKind::Heartbeat)
+        {
+            let Some(late) = self.heartbeats.sent(message.to, now, interval) else {
+                continue;
+            };
+            self.links.stats.heartbeat_failures.add(1);
+            tracing::warn!(
+                to = %message.to,
+                "heartbeat-interval" = ?interval,
+                "expected-duration" = ?(2 * interval),
+                "exceeded-duration" = ?late,
+                "leader failed to send out heartbeat on time; took too long, leader is overloaded \
+                 likely from slow disk"
+            );
+        }
     }
 
     /// When a turn is due even if nothing comes.
@@ -187,6 +241,7 @@ impl Consensus {
             drop(links.log.push_always(LogRequest::Append(append), weight));
         }
         if !outputs.messages.is_empty() {
+            self.watch_heartbeats(&outputs.messages);
             links.peers.send(outputs.messages);
         }
         for message in outputs.snapshots {
@@ -244,6 +299,7 @@ impl Consensus {
         }
         if self.led != view.leads {
             self.led = view.leads;
+            self.heartbeats.clear();
             drop(links.duty.push_always(DutyEvent::Leads(view.leads), 1));
             drop(links.check.push_always(CheckEvent::Leads(view.leads), 1));
         }

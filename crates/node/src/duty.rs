@@ -59,6 +59,7 @@ pub(crate) enum DutyEvent {
 enum Action {
     Publish,
     SetVersion(Version),
+    /// Every member is of the version that the cluster was to be downgraded to.
     EndDowngrade,
     /// Look at the deadlines of leases.
     Leases,

@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use keelson_proto::ids::LogIndex;
+use keelson_proto::ids::{LogIndex, MemberId};
+use semver::Version;
 use thiserror::Error;
 
 /// An error of a member; what a client did wrong is an `ApiError` in an answer.
@@ -79,14 +80,50 @@ pub enum Error {
         #[source]
         source: keelson_store::Error,
     },
-    /// Refused: the directory is of a release before 3.6.
+    /// Refused: the directory is of a release before 3.5.
     #[error(
-        "a data directory of etcd {found} is not supported yet: serve it with etcd 3.6 once, which \
+        "a data directory of etcd {found} is not supported: serve it with etcd 3.5 once, which \
          upgrades it"
     )]
     OldDirectory {
         /// The release.
         found: String,
+    },
+    /// Refused: the cluster, or the database, is of a later release than the one that this member
+    /// announces.
+    #[error(
+        "invalid downgrade; server version is lower than determined {what} version: this member \
+         announces {own}, and the data directory is at {found}; downgrade the cluster first, or \
+         announce {found}"
+    )]
+    InvalidDowngrade {
+        /// Whose version it is: the cluster's, or the storage's.
+        what: &'static str,
+        /// What this member announces.
+        own: Version,
+        /// What the directory says.
+        found: Version,
+    },
+    /// Corrupt: the membership in a `.snap` file cannot be read.
+    #[error("the .snap file of entry {index}: {source}: restore it from a backup")]
+    SnapContent {
+        /// The file's index.
+        index: LogIndex,
+        /// What is wrong with it.
+        #[source]
+        source: keelson_store::v2json::Malformed,
+    },
+    /// Refused: the member was removed from its cluster, and ids do not come back.
+    #[error(
+        "member {member}: the member has been permanently removed from the cluster; data-dir used by \
+         this member must be removed ({}): to come back it is added as a new member",
+        path.display()
+    )]
+    Removed {
+        /// The member.
+        member: MemberId,
+        /// Its data directory.
+        path: PathBuf,
     },
     /// Refused: what the directory or the options ask for is not there yet.
     #[error("{what} is not supported yet")]

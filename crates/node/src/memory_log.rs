@@ -33,6 +33,8 @@ pub struct MemoryLog {
     bytes: u64,
     /// Up to here the state has it.
     applied: LogIndex,
+    /// Up to here nothing is kept that is applied.
+    outdated: LogIndex,
 }
 
 impl MemoryLog {
@@ -55,6 +57,7 @@ impl MemoryLog {
             entries: VecDeque::new(),
             bytes: 0,
             applied: before.0,
+            outdated: LogIndex(0),
         };
         log.append(&entries);
         log
@@ -108,8 +111,14 @@ impl MemoryLog {
         self.conf_state = snapshot.conf_state.clone();
     }
 
+    /// Says that no other member may be sent the entries up to here: they are of a form that it may not
+    /// read. They are dropped as soon as they are applied.
+    pub fn set_outdated(&mut self, upto: LogIndex) {
+        self.outdated = upto;
+    }
+
     /// Notes what is applied, and drops such entries, oldest first, that the budget does not allow
-    /// to keep.
+    /// to keep, or that are outdated.
     pub fn trim(&mut self, applied: LogIndex, keep: Keep) {
         self.applied = self.applied.max(applied);
         let (bytes_max, entries_max) = match keep {
@@ -118,7 +127,9 @@ impl MemoryLog {
         };
         while let Some(entry) = self.entries.front()
             && entry.index <= applied
-            && (self.bytes > bytes_max || applied.0 - entry.index.0 >= entries_max)
+            && (entry.index <= self.outdated
+                || self.bytes > bytes_max
+                || applied.0 - entry.index.0 >= entries_max)
         {
             self.bytes -= entry.data.len() as u64;
             self.before = (entry.index, entry.term);

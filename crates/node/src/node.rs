@@ -125,13 +125,18 @@ impl Workers {
             opened,
             replay_to,
             start,
+            leaves_old_log,
             ..
         } = booted;
+        let mut applier = Applier::new(links.clone(), opened.store, replay_to, start.index);
+        if leaves_old_log {
+            applier.leave_old_log();
+        }
         let snapshots = Snapshots::new(&links.config, links.env.files.clone(), start.index);
         Ok(Workers {
             log: Logger::new(links.clone(), wal, hard_state, start.index),
             commits: Commits::new(links.clone(), opened.committer, snapshots),
-            applier: Applier::new(links.clone(), opened.store, replay_to, start.index),
+            applier,
             consensus: Consensus::new(links.clone(), core),
             duty: DutyWorker::new(links.clone()),
             checker: Checker::new(links.clone()),

@@ -116,16 +116,32 @@ impl Snapshots {
     }
 }
 
-/// Sends the file to a member: `message` with what the file holds, which is never behind what raft has
-/// counted on.
-pub(crate) fn send(links: &Arc<Links>, mut message: Message, durable: &Durable) {
-    let boundary = &durable.boundary;
-    message.snapshot = Some(Box::new(Snapshot {
+/// What consensus keeps of a boundary.
+fn snapshot_of(boundary: &Boundary) -> Snapshot {
+    Snapshot {
         data: dump(boundary).encode().into(),
         conf_state: boundary.conf_state.clone(),
         index: boundary.index,
         term: boundary.term,
-    }));
+    }
+}
+
+/// Writes the `.snap` file of a boundary that the database holds; the log is yet to be told.
+pub(crate) fn save(
+    files: &Arc<dyn Files>,
+    config: &Config,
+    boundary: &Boundary,
+) -> Result<(), Error> {
+    let files = SnapFiles::new(files.clone(), &config.snap_dir());
+    files.save(&snapshot_of(boundary))?;
+    Ok(())
+}
+
+/// Sends the file to a member: `message` with what the file holds, which is never behind what raft has
+/// counted on.
+pub(crate) fn send(links: &Arc<Links>, mut message: Message, durable: &Durable) {
+    let boundary = &durable.boundary;
+    message.snapshot = Some(Box::new(snapshot_of(boundary)));
     let to = message.to;
     let size = durable.read.size();
     tracing::info!(

@@ -89,6 +89,10 @@ impl Node {
     /// [`StepRefused`]; nothing was changed.
     pub fn step(&self, message: Message) -> Result<(), StepRefused> {
         let links = self.links();
+        if keelson_raft::is_storage_thread(message.from) {
+            // Own threads have their own way in.
+            return Err(StepRefused::OtherMember);
+        }
         if message.to != links.identity.member {
             tracing::warn!(
                 "local-member-id" = %links.identity.member,

@@ -6,7 +6,7 @@
 //! - [`ids`] are the numbers that must not be mixed up.
 //! - [`entry`] and [`message`] are the plain types of consensus and log, with their codec: the
 //!   generated proto2 types, full of `Option`, stay inside this crate.
-//! - [`request`] turns an entry's bytes into a request, and back.
+//! - [`request`] turns an entry's bytes into a request, and back; [`raw_v2`] reads those of etcd 3.5.
 //! - [`response`] decodes the answers that nest.
 //! - [`api_error`] is the table of errors that a client can see.
 
@@ -16,6 +16,7 @@ pub mod entry;
 mod error;
 pub mod ids;
 pub mod message;
+pub mod raw_v2;
 pub mod request;
 pub mod response;
 pub mod rpc;

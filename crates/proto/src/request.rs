@@ -51,8 +51,8 @@ pub fn encode(request: &InternalRaftRequest) -> Bytes {
 /// # Errors
 ///
 /// [`Error::TooDeep`] where transactions nest past [`DEPTH_MAX`] levels, [`Error::Decode`] where
-/// the bytes are no request. Raw requests of the v2 API (etcd 3.5 and older wrote them) are no
-/// [`InternalRaftRequest`] and fail to decode.
+/// the bytes are no request. Raw requests of the v2 API (etcd 3.5 and older wrote them) are for
+/// [`crate::raw_v2`], which is to be asked first: some of them would decode here.
 pub fn decode(data: Bytes) -> Result<InternalRaftRequest, Error> {
     const WHAT: &str = "InternalRaftRequest";
     if !scan::deeper_than(&data, Kind::Internal, SHALLOW_MAX, nested) {

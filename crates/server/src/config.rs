@@ -117,6 +117,8 @@ pub struct Config {
     pub tls_min_version: String,
     /// `TLS1.2` or `TLS1.3`; empty: the highest there is.
     pub tls_max_version: String,
+    /// The member goes on as the only one of the cluster in its data directory.
+    pub force_new_cluster: bool,
 
     /// Operations in one transaction.
     pub max_txn_ops: u32,
@@ -254,6 +256,7 @@ impl Default for Config {
             cipher_suites: Vec::new(),
             tls_min_version: "TLS1.2".to_owned(),
             tls_max_version: String::new(),
+            force_new_cluster: false,
             max_txn_ops: 128,
             max_request_bytes: 1_572_864,
             max_concurrent_streams: u32::MAX,

@@ -17,6 +17,9 @@ pub enum Error {
     /// The member itself does not start, or has failed; the inner error says which class.
     #[error(transparent)]
     Node(#[from] keelson_node::Error),
+    /// Refused: the cluster that was to be begun or joined does not take this member so.
+    #[error("{0}")]
+    Join(String),
     /// Refused: the process may open too few files to serve anybody.
     #[error(
         "file descriptor limit {limit} of etcd process is too low; please set higher than {reserved}"
@@ -36,6 +39,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// Refused: the cluster has removed this member for good.
+    #[error("the member has been permanently removed from the cluster")]
+    Removed,
     /// Failed: the member has stopped by itself, for the reason that it logged.
     #[error("{0}")]
     Stopped(String),

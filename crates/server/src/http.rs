@@ -16,6 +16,7 @@ use crate::serving::{Handle, Origin, Purpose};
 use crate::state::State;
 
 mod health;
+mod peer;
 
 const NOSNIFF: (HeaderName, HeaderValue) = (
     HeaderName::from_static("x-content-type-options"),
@@ -38,7 +39,7 @@ impl Handle for State {
                 grpc::serve(self, origin, request).await
             }
             Purpose::ClientGrpc => text(StatusCode::UNSUPPORTED_MEDIA_TYPE, ""),
-            Purpose::Peer => peer(self, request),
+            Purpose::Peer => Box::pin(peer::handle(self, origin, request)).await,
             Purpose::Metrics => Box::pin(route(self, origin, request)).await,
             Purpose::Client | Purpose::ClientHttp => {
                 let mut response = Box::pin(route(self, origin, request)).await;
@@ -116,35 +117,6 @@ async fn route(state: &Arc<State>, origin: Origin, request: Request<Incoming>) -
             None => not_found(),
         },
     }
-}
-
-/// What other members, and tools that look for them, may ask.
-fn peer(state: &State, request: Request<Incoming>) -> Response<Body> {
-    let get = request.method() == Method::GET;
-    match request.uri().path() {
-        "/version" if get => version(state),
-        "/members" if get => members(state),
-        "/version" | "/members" => method_not_allowed(),
-        _ => not_found(),
-    }
-}
-
-fn members(state: &State) -> Response<Body> {
-    let members = state.shared().members();
-    let shown: Vec<_> = members
-        .members()
-        .map(|member| String::from_utf8_lossy(&member.to_json()).into_owned())
-        .collect();
-    let mut response = Response::new(Body::plain(format!("[{}]\n", shown.join(","))));
-    let headers = response.headers_mut();
-    headers.insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("application/json"),
-    );
-    if let Ok(id) = HeaderValue::from_str(&state.node.cluster_id().to_string()) {
-        headers.insert(HeaderName::from_static("x-etcd-cluster-id"), id);
-    }
-    response
 }
 
 /// What Go programs show of themselves, as far as there is a source for it.

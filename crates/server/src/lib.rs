@@ -9,6 +9,7 @@ mod leader;
 pub mod logging;
 mod member;
 mod metrics;
+mod peers;
 mod pool;
 mod run;
 mod serving;

@@ -1,11 +1,11 @@
 //! A member with its sockets: start and stop, in the order that `INTERNALS.md` 14 fixes.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use keelson_node::{Env, Node, Watchers};
+use keelson_node::{Beginning, Env, Node, Removed, Watchers};
 use keelson_proto::ids::MemberId;
 use keelson_store::EventRange;
 use keelson_store::{Quota, auth};
@@ -22,6 +22,7 @@ use crate::http::Early;
 use crate::leader::LeaderLoss;
 use crate::logging::{self, json};
 use crate::metrics::Metrics;
+use crate::peers::{Links, join};
 use crate::pool::Pool;
 use crate::serving::{Limits, Purpose, Serving};
 use crate::state::{Settings, State};
@@ -54,6 +55,7 @@ pub struct Member {
     metrics_serving: Option<Serving>,
     client_urls: Vec<Url>,
     closing: Closing,
+    removed: Arc<AtomicBool>,
     is_down: bool,
 }
 
@@ -117,7 +119,9 @@ impl Member {
     /// # Errors
     ///
     /// As [`Member::start`].
-    pub fn start_in(mut config: Checked, env: Env) -> Result<Member, Error> {
+    pub fn start_in(mut config: Checked, mut env: Env) -> Result<Member, Error> {
+        let removed = Arc::new(AtomicBool::new(false));
+        env.removed = tells(&removed, env.removed);
         // Sockets first: a busy port is seen before anything is written.
         let sockets = bind(&mut config)?;
         let connections_max = connections_max()?;
@@ -143,7 +147,20 @@ impl Member {
             watching: Arc::clone(&watching),
         });
         log_start(&config);
-        let node = Node::start(node_config(&config)?, env, Arc::clone(&tickets) as _, told)?;
+        let peers = Links::start(
+            config.announced_version(),
+            &config.advertise_peer_urls,
+            Arc::clone(&env.removed),
+        );
+        let peers = Arc::new(peers.map_err(|source| Error::Threads {
+            what: "the threads for other members",
+            source,
+        })?);
+        let node_config = node_config(&config, &peers)?;
+        let replies = Arc::clone(&tickets);
+        let ways = Arc::clone(&peers);
+        let node = Node::start_with_peers(node_config, env, replies, told, ways)?;
+        peers.attach(&node);
         warn!("simple token is not cryptographically signed");
         let draining = CancellationToken::new();
         let state = Arc::new(State {
@@ -154,6 +171,7 @@ impl Member {
             capable: AtomicBool::new(false),
             pool: Arc::new(pool),
             node,
+            peers,
             tickets,
             metrics,
             draining,
@@ -163,6 +181,7 @@ impl Member {
         let mut member = Member {
             client_urls: client_urls.collect(),
             closing: Closing::of(&config),
+            removed,
             is_down: false,
             serving: None,
             metrics_serving: None,
@@ -237,6 +256,9 @@ impl Member {
             if let Some(failure) = self.failure() {
                 return Err(Error::Stopped(failure));
             }
+            if self.is_removed() {
+                return Err(Error::Removed);
+            }
             match self.state.node.wait_ready(READY_EVERY) {
                 Ok(()) if self.state.is_capable() => return Ok(()),
                 Ok(()) => thread::sleep(CAPABLE_EVERY),
@@ -269,6 +291,13 @@ impl Member {
         self.state.node.failure().map(|failure| failure.to_string())
     }
 
+    /// Whether the cluster has removed this member: it is to be stopped, and its directory is of no
+    /// more use.
+    #[must_use]
+    pub fn is_removed(&self) -> bool {
+        self.removed.load(Ordering::SeqCst)
+    }
+
     /// Stops the member: what clients wait for is given a second, everything that was acknowledged
     /// is in the file when this returns, and directory and ports are free.
     pub fn stop(mut self) {
@@ -298,15 +327,18 @@ impl Member {
         }
         if in_order {
             let node = &self.state.node;
-            info!(
-                "local-member-id" = %node.member_id(),
-                "current-leader-member-id" = %node.status().leader,
-                "skipped leadership transfer for single voting member cluster"
-            );
+            if node.shared().members().voters().count() < 2 {
+                info!(
+                    "local-member-id" = %node.member_id(),
+                    "current-leader-member-id" = %node.status().leader,
+                    "skipped leadership transfer for single voting member cluster"
+                );
+            }
             node.stop();
         } else {
             self.state.node.kill();
         }
+        self.state.peers.stop();
         self.state.pool.stop();
         if let Some(serving) = self.metrics_serving.take() {
             serving.join(Duration::ZERO);
@@ -321,6 +353,16 @@ impl Drop for Member {
     fn drop(&mut self) {
         self.shut_down(true);
     }
+}
+
+/// Notes that the member was removed, then tells `further`.
+fn tells(removed: &Arc<AtomicBool>, further: Removed) -> Removed {
+    let removed = Arc::clone(removed);
+    Arc::new(move || {
+        if !removed.swap(true, Ordering::SeqCst) {
+            further();
+        }
+    })
 }
 
 /// What the node tells beside its answers.
@@ -355,10 +397,19 @@ impl Watchers for Told {
 
 /// The configuration as the node reads it. What a new member is born with must fit only where there
 /// is no log yet: an older one knows its cluster, but for the crash that left its log without an entry.
-fn node_config(config: &Checked) -> Result<keelson_node::Config, Error> {
+fn node_config(config: &Checked, peers: &Links) -> Result<keelson_node::Config, Error> {
+    let version = minor_of(config.announced_version());
+    let learners_max = config.max_learners as usize;
+    let mut beginning = Beginning::New;
     let (initial_cluster, token) = match config.bootstrap() {
         Ok(born) => {
-            born.check_alone()?;
+            if !config.has_log() {
+                let asked = join::beginning(&born, &version, learners_max);
+                beginning = peers.block_on(asked).map_err(|source| Error::Threads {
+                    what: "a look at the other members",
+                    source,
+                })??;
+            }
             let members = born.members.into_iter().map(|(name, urls)| {
                 let urls = urls.iter().map(Url::to_string).collect();
                 (name, urls)
@@ -380,6 +431,7 @@ fn node_config(config: &Checked) -> Result<keelson_node::Config, Error> {
         heartbeat: config.tick(),
         election: Duration::from_millis(config.election_ms),
         pre_vote: config.pre_vote,
+        force_new_cluster: config.force_new_cluster,
         election_at_once: config.initial_election_tick_advance,
         snapshot_count: config
             .is_set("snapshot-count")
@@ -395,9 +447,10 @@ fn node_config(config: &Checked) -> Result<keelson_node::Config, Error> {
             Some(AutoCompaction::Revision(keep)) => keelson_node::AutoCompaction::Revision(keep),
         },
         slow_apply: config.warning_apply_duration,
-        max_learners: config.max_learners as usize,
+        beginning,
+        max_learners: learners_max,
         strict_reconfig: config.strict_reconfig_check,
-        version: minor_of(config.announced_version()),
+        version,
         ..keelson_node::Config::new(&config.name, &config.data_dir, "")
     })
 }
@@ -532,7 +585,7 @@ fn log_start(config: &Checked) {
         "wal-dir" = %config.wal_dir.display(),
         "wal-dir-dedicated" = %config.wal_dir.display(),
         "member-dir" = %config.member_dir().display(),
-        "force-new-cluster" = false,
+        "force-new-cluster" = config.force_new_cluster,
         "heartbeat-interval" = ?config.tick(),
         "election-timeout" = ?Duration::from_millis(config.election_ms),
         "initial-election-tick-advance" = config.initial_election_tick_advance,

@@ -52,7 +52,11 @@ pub fn serve(config: Checked) -> Result<(), Error> {
         what: "the signal thread",
         source,
     })?;
-    let member = Member::start(config)?;
+    let member = match Member::start(config) {
+        // As with etcd, that is an end in order.
+        Err(Error::Removed) => return Ok(()),
+        started => started?,
+    };
     started.store(true, Ordering::SeqCst);
     notify_init_daemon();
     let signal = loop {
@@ -64,6 +68,10 @@ pub fn serve(config: Checked) -> Result<(), Error> {
         if let Some(failure) = member.failure() {
             member.stop();
             return Err(Error::Stopped(failure));
+        }
+        if member.is_removed() {
+            member.stop();
+            return Ok(());
         }
     };
     info!(signal = go_name(signal), "received signal; shutting down");

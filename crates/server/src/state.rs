@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::grpc::trace::Trace;
 use crate::leader::LeaderLoss;
 use crate::metrics::Metrics;
+use crate::peers::Links;
 use crate::pool::Pool;
 use crate::tickets::{Awaited, Tickets};
 use crate::tokens::Tokens;
@@ -25,6 +26,7 @@ const GRPC_OVERHEAD: usize = 512 << 10;
 /// A member, as its handlers see it.
 pub(crate) struct State {
     pub(crate) node: Node,
+    pub(crate) peers: Arc<Links>,
     pub(crate) tickets: Arc<Tickets>,
     pub(crate) watching: Arc<Watching>,
     pub(crate) pool: Arc<Pool>,

@@ -9,7 +9,7 @@ use keelson_proto::rpc::etcdserverpb::{
     AlarmRequest, AlarmType, CompactionRequest, DeleteRangeRequest, InternalRaftRequest,
     LeaseCheckpointRequest, LeaseGrantRequest, LeaseRevokeRequest, PutRequest, TxnRequest,
 };
-use keelson_proto::{ApiError, request};
+use keelson_proto::{ApiError, raw_v2, request};
 use smallvec::{SmallVec, smallvec};
 
 use crate::auth;
@@ -45,10 +45,7 @@ impl Store {
                 outcome: Outcome::Nothing,
                 effects: smallvec![Effect::PromoteLessor],
             },
-            EntryKind::Normal => match request::decode(entry.data.clone()) {
-                Ok(request) => self.apply_request(entry, &request, answer)?,
-                Err(error) => stop(entry, &error.to_string()),
-            },
+            EntryKind::Normal => self.apply_normal(entry, answer)?,
             EntryKind::ConfChange => match ConfChange::decode(entry.data.clone()) {
                 Ok(change) => self.apply_conf_change(entry, change),
                 Err(error) => stop(entry, &error.to_string()),
@@ -61,6 +58,18 @@ impl Store {
         self.applied = (entry.index, entry.term);
         self.publish();
         Ok(applied)
+    }
+
+    fn apply_normal(&mut self, entry: &Entry, answer: Answer) -> Result<Applied, Error> {
+        match raw_v2::decode(&entry.data) {
+            Ok(Some(raw)) => return Ok(self.apply_raw(entry, &raw)),
+            Err(error) => return Ok(stop(entry, &error.to_string())),
+            Ok(None) => {}
+        }
+        match request::decode(entry.data.clone()) {
+            Ok(request) => self.apply_request(entry, &request, answer),
+            Err(error) => Ok(stop(entry, &error.to_string())),
+        }
     }
 
     fn apply_request(

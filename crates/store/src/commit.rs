@@ -13,6 +13,7 @@ use std::sync::Arc;
 use keelson_bolt::{Db, Options, Step, WriteTx};
 
 use crate::compaction::CompactionJob;
+use crate::disk::Disk;
 use crate::hash::Hasher;
 use crate::member;
 use crate::row::RowChange;
@@ -36,7 +37,7 @@ const DEFRAGMENT_TX_BYTES: u64 = 8 << 20;
 pub struct Committer {
     db: Db,
     /// Where the file is, if it is one.
-    path: Option<PathBuf>,
+    place: Option<Place>,
     options: Options,
     shared: Arc<Shared>,
     boundary: Boundary,
@@ -44,6 +45,13 @@ pub struct Committer {
     /// Rows that compactions have removed since the start.
     compacted_rows: u64,
     window_bytes_max: u64,
+}
+
+/// The name of the file, and the disk that has it.
+#[derive(Clone)]
+pub(crate) struct Place {
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) path: PathBuf,
 }
 
 /// A compaction on its way through the file.
@@ -73,14 +81,14 @@ pub enum JobProgress {
 impl Committer {
     pub(crate) fn new(
         db: Db,
-        path: Option<&Path>,
+        place: Option<Place>,
         options: Options,
         shared: Arc<Shared>,
         boundary: Boundary,
     ) -> Committer {
         let committer = Committer {
             db,
-            path: path.map(Path::to_owned),
+            place,
             options,
             shared,
             boundary,
@@ -244,9 +252,10 @@ impl Committer {
     ///
     /// # Errors
     ///
-    /// A failing file. Until the rename the old file is untouched, and stays in use.
+    /// A failing file. Until the rename the old file is untouched, and stays in use; when that or what comes
+    /// after it fails, nothing can be committed any more.
     pub fn defragment(&mut self) -> Result<Durable, Error> {
-        let path = self.path.clone().ok_or(Error::NoFile)?;
+        let Place { disk, path } = self.place.clone().ok_or(Error::NoFile)?;
         let temporary = path.with_extension("tmp.defrag");
         let file = |action, path: &Path| {
             let path = path.to_owned();
@@ -256,10 +265,11 @@ impl Committer {
                 source,
             }
         };
-        if temporary.exists() {
-            std::fs::remove_file(&temporary).map_err(file("remove", &temporary))?;
+        if disk.exists(&temporary).map_err(file("find", &temporary))? {
+            disk.remove(&temporary)
+                .map_err(file("remove", &temporary))?;
         }
-        let fresh = Db::open(
+        let fresh = disk.open(
             &temporary,
             Options {
                 initial_map_size: 0,
@@ -268,12 +278,20 @@ impl Committer {
         )?;
         keelson_bolt::compact(&self.db, &fresh, DEFRAGMENT_TX_BYTES, KEY_FILL)?;
         fresh.close()?;
-        std::fs::rename(&temporary, &path).map_err(file("rename", &temporary))?;
         let directory = path.parent().unwrap_or(Path::new("."));
-        std::fs::File::open(directory)
-            .and_then(|directory| directory.sync_all())
-            .map_err(file("sync", directory))?;
-        self.db = Db::open(&path, self.options.clone())?;
+        let replaced = disk
+            .rename(&temporary, &path)
+            .map_err(file("rename", &temporary))
+            .and_then(|()| disk.sync_dir(directory).map_err(file("sync", directory)))
+            .and_then(|()| Ok(disk.open(&path, self.options.clone())?));
+        self.db = match replaced {
+            Ok(db) => db,
+            Err(error) => {
+                // Which file has the name is not known: what went into one might be looked for in the other.
+                self.db.clone().close()?;
+                return Err(error);
+            }
+        };
         let durable = self.durable()?;
         self.shared
             .change_view(|view| view.with_read(durable.read.clone()));
@@ -289,13 +307,13 @@ impl Committer {
     pub fn take_over(&mut self, fresh: Committer) {
         let Committer {
             db,
-            path,
+            place,
             options,
             boundary,
             ..
         } = fresh;
         self.db = db;
-        self.path = path;
+        self.place = place;
         self.options = options;
         self.boundary = boundary;
         self.running = None;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use keelson_proto::ApiError;
-use keelson_proto::entry::{ConfChange, ConfChangeKind, ConfState};
+use keelson_proto::entry::{ConfChange, ConfChangeKind, ConfState, Entry, EntryKind};
 use keelson_proto::ids::{ClusterId, MemberId};
 use keelson_proto::rpc::membershippb::{
     Attributes, ClusterMemberAttrSetRequest, ClusterVersionSetRequest, DowngradeInfoSetRequest,
@@ -14,8 +14,10 @@ use thiserror::Error;
 
 use crate::row::{RowChange, RowError, bucket};
 
+mod from_v2;
 mod json;
 
+pub(crate) use json::attributes as attributes_from_json;
 pub use json::{conf_state_from_json, conf_state_to_json};
 
 const VERSION_KEY: &[u8] = b"clusterVersion";
@@ -454,6 +456,29 @@ impl Membership {
                 }
             }
         }
+    }
+
+    /// The membership after the configuration changes among these entries. Those that
+    /// [`Membership::check`] refuses change nothing, nor do those that do not decode: they stop the
+    /// member when they are applied, with a better text.
+    #[must_use]
+    pub fn after<'a>(
+        &self,
+        entries: impl IntoIterator<Item = &'a Entry>,
+        learners_max: usize,
+    ) -> Membership {
+        let mut after = self.clone();
+        let changes = entries
+            .into_iter()
+            .filter(|entry| entry.kind == EntryKind::ConfChange)
+            .filter_map(|entry| ConfChange::decode(entry.data.clone()).ok())
+            .filter_map(|change| Change::decode(&change).ok());
+        for change in changes {
+            if after.check(&change, learners_max).is_ok() {
+                after.apply(change, &mut Vec::new());
+            }
+        }
+        after
     }
 
     /// Stores what a member told of itself.

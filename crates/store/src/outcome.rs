@@ -193,6 +193,8 @@ pub enum Effect {
     Commit,
     /// Take a disk snapshot at once.
     ForceSnapshot,
+    /// The entry is of a form that etcd 3.7 cannot read: take a disk snapshot behind it soon.
+    LeaveOldLog,
     /// The leader's first entry of its term was applied: leases count from now on.
     PromoteLessor,
     /// A user has logged in: on this member, too, the token is that user's from here on.

@@ -11,8 +11,9 @@ use semver::Version;
 
 use crate::alarm::Alarms;
 use crate::auth::AuthState;
-use crate::commit::Committer;
+use crate::commit::{Committer, Place};
 use crate::compaction::{CompactionJob, Pending};
+use crate::disk::{Disk, RealDisk};
 use crate::index::{IndexWriter, Restored};
 use crate::lease::{Deadlines, Table, Ticks};
 use crate::member::Membership;
@@ -24,6 +25,8 @@ use crate::{BucketKey, Error, OpCounts, Revision, Shared, schema};
 
 /// The newest schema that this release reads and writes.
 const NEWEST: Version = Version::new(3, 7, 0);
+/// The oldest one.
+const OLDEST: Version = Version::new(3, 5, 0);
 
 /// No store gets further: at one revision a nanosecond this takes 146 years.
 const REVISION_MAX: i64 = 1 << 62;
@@ -75,7 +78,18 @@ pub struct Opened {
 /// What the engine says of the file, rows that are not what they must be, and
 /// [`Error::UnsupportedVersion`] for files of releases that this one does not follow.
 pub fn open(path: &Path, options: &OpenOptions) -> Result<Opened, Error> {
-    open_db(Db::open(path, options.bolt.clone())?, Some(path), options)
+    open_on(Arc::new(RealDisk), path, options)
+}
+
+/// As [`open`], on another disk than the system's.
+///
+/// # Errors
+///
+/// As [`open`].
+pub fn open_on(disk: Arc<dyn Disk>, path: &Path, options: &OpenOptions) -> Result<Opened, Error> {
+    let db = disk.open(path, options.bolt.clone())?;
+    let path = path.to_owned();
+    open_at(db, Some(Place { disk, path }), options)
 }
 
 /// As [`open`], over an engine that is open already; without a path there is no defragmentation.
@@ -84,6 +98,14 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Opened, Error> {
 ///
 /// As [`open`].
 pub fn open_db(db: Db, path: Option<&Path>, options: &OpenOptions) -> Result<Opened, Error> {
+    let place = path.map(|path| Place {
+        disk: Arc::new(RealDisk),
+        path: path.to_owned(),
+    });
+    open_at(db, place, options)
+}
+
+fn open_at(db: Db, place: Option<Place>, options: &OpenOptions) -> Result<Opened, Error> {
     create_buckets(&db)?;
     let read = db.begin_read()?;
     let meta = Meta::read(&read)?;
@@ -135,7 +157,7 @@ pub fn open_db(db: Db, path: Option<&Path>, options: &OpenOptions) -> Result<Ope
         conf_state: conf_state.clone(),
         members: members.clone(),
     };
-    let committer = Committer::new(db, path, options.bolt.clone(), shared.clone(), boundary);
+    let committer = Committer::new(db, place, options.bolt.clone(), shared.clone(), boundary);
     let mut store = Store {
         index,
         tail,
@@ -260,17 +282,11 @@ fn version(value: &[u8]) -> Result<Version, Error> {
     })
 }
 
-/// The version of a cluster whose members have not all been heard of yet.
-///
-/// # Source
-///
-/// `MinClusterVersion` of etcd v3.7 (`api/version`).
-const NOT_AGREED: Version = Version::new(3, 0, 0);
-
-/// Files of 3.6 and 3.7 say so; those of 3.5 and older say nothing.
+/// Files of 3.6 and 3.7 say so; those of 3.5 have a term; those of older releases neither, and are
+/// refused, as a new file is not.
 ///
 /// A file of 3.6 or 3.7 does not say so either before its cluster has agreed on a version: none is known
-/// then, or [`NOT_AGREED`], which a leader sets that has not heard of every member.
+/// then, or 3.0.0, which a leader sets that has not heard of every member.
 fn check_version(meta: &Meta, members: &Membership) -> Result<(), Error> {
     let refuse = |version: &Version| {
         Err(Error::UnsupportedVersion {
@@ -281,9 +297,7 @@ fn check_version(meta: &Meta, members: &Membership) -> Result<(), Error> {
         (Some(version), _) if (version.major, version.minor) > (NEWEST.major, NEWEST.minor) => {
             refuse(version)
         }
-        (None, Some(cluster))
-            if *cluster != NOT_AGREED && *cluster < Version::new(3, 6, 0) && meta.term.0 > 0 =>
-        {
+        (None, Some(cluster)) if *cluster < OLDEST && meta.term.0 == 0 && meta.index.0 > 0 => {
             refuse(cluster)
         }
         _ => Ok(()),
@@ -415,7 +429,6 @@ mod tests {
         assert!(check(None, "3.0.0").is_ok());
         assert!(check(None, "3.7.0").is_ok());
         assert!(check(Some("3.7.0"), "3.7.0").is_ok());
-        assert!(check(None, "3.5.0").is_err());
         assert!(check(Some("3.9.0"), "3.7.0").is_err());
     }
 }

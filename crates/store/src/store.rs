@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use keelson_proto::entry::ConfState;
+use keelson_proto::entry::{ConfState, Entry};
 use keelson_proto::ids::{LeaseId, LogIndex, Term};
 use semver::Version;
 
@@ -15,6 +15,7 @@ use crate::member::Membership;
 use crate::record::{self, Peek};
 use crate::row::RowChange;
 use crate::tail::{Boundary, EventRange, Sealed, Tail};
+use crate::v2json::Dump;
 use crate::{Error, OpCounts, Revision, Shared, quota, schema};
 
 /// The space that requests may take.
@@ -96,6 +97,46 @@ impl Store {
     #[must_use]
     pub fn members(&self) -> &Arc<Membership> {
         &self.members
+    }
+
+    /// The release whose schema the file has; `None` for 3.5, and before the cluster's version was
+    /// decided.
+    #[must_use]
+    pub fn storage_version(&self) -> Option<&Version> {
+        self.storage_version.as_ref()
+    }
+
+    /// Whether a release before 3.6 keeps the membership elsewhere, so that the one in the file is not
+    /// to be trusted: see [`Store::mend_members`].
+    #[must_use]
+    pub fn mirrors_membership(&self) -> bool {
+        let version = self.members.version();
+        self.storage_version.is_none()
+            && version.is_some_and(|version| *version < Version::new(3, 6, 0))
+    }
+
+    /// The membership after the configuration changes among these entries, which are the next ones: see
+    /// [`Membership::after`].
+    #[must_use]
+    pub fn members_after<'a>(&self, entries: impl IntoIterator<Item = &'a Entry>) -> Membership {
+        self.members.after(entries, self.learners_max)
+    }
+
+    /// Makes the membership anew from a dump of the v2 store and the entries between it and the last
+    /// applied one, and puts it in place of the one in the file; whether they differ. For the start of
+    /// a member whose file [mirrors](Store::mirrors_membership) it, before the first entry.
+    pub fn mend_members(&mut self, dump: Dump, entries: &[Entry]) -> bool {
+        let members = Membership::from_v2(dump, entries, &self.members, self.learners_max);
+        let rows = members.rows_after(&self.members);
+        if rows.is_empty() {
+            return false;
+        }
+        self.conf_state = members.conf_state();
+        self.members = Arc::new(members);
+        self.shared.members.store(self.members.clone());
+        self.tail.change_rows(rows);
+        self.publish();
+        true
     }
 
     /// Says what time it is on this member, for the deadlines of leases that are granted from now

@@ -1,12 +1,20 @@
 //! A file gets small again, while readers and apply go on.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
 use bytes::Bytes;
+use keelson_bolt::{Db, Options};
 use keelson_proto::entry::{Entry, EntryKind};
 use keelson_proto::ids::{LogIndex, Term};
 use keelson_proto::request;
 use keelson_proto::rpc::etcdserverpb::{CompactionRequest, InternalRaftRequest, PutRequest};
-use keelson_store::{Answer, JobProgress, OpenOptions, Opened, Quota, Revision, Slice, hash, open};
+use keelson_store::{
+    Answer, Disk, JobProgress, OpenOptions, Opened, Quota, RealDisk, Revision, Slice, hash, open,
+    open_on,
+};
 
 const PUTS: i64 = 400;
 
@@ -58,16 +66,20 @@ fn compact(opened: &mut Opened, revision: i64) {
     opened.store.compaction_finished();
 }
 
-#[test]
-fn a_file_shrinks_under_readers_and_apply() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("db");
-    let options = OpenOptions {
+fn options() -> OpenOptions {
+    OpenOptions {
         bolt: OpenOptions::bolt(),
         quota: Quota::new(-1),
         lease_ttl_min: 2,
         lease_checkpoints: false,
-    };
+    }
+}
+
+#[test]
+fn a_file_shrinks_under_readers_and_apply() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("db");
+    let options = options();
     let mut opened = open(&path, &options).unwrap();
     opened.committer.set_window_bytes(0);
     for place in 0..PUTS {
@@ -111,4 +123,68 @@ fn a_file_shrinks_under_readers_and_apply() {
     let again = open(&path, &options).unwrap();
     assert_eq!(again.store.applied(), applied);
     assert_eq!(hash::hash_kv(again.store.shared(), 0).unwrap(), history);
+}
+
+/// A disk whose named operation fails.
+struct FailingDisk(&'static str);
+
+impl FailingDisk {
+    fn fail(&self, operation: &str) -> io::Result<()> {
+        if self.0 == operation {
+            return Err(io::ErrorKind::Other.into());
+        }
+        Ok(())
+    }
+}
+
+impl Disk for FailingDisk {
+    fn open(&self, path: &Path, options: Options) -> Result<Db, keelson_bolt::Error> {
+        if self.0 == "open" && path.ends_with("db.tmp.defrag") {
+            return Err(keelson_bolt::Error::InvalidDatabase);
+        }
+        RealDisk.open(path, options)
+    }
+
+    fn exists(&self, path: &Path) -> io::Result<bool> {
+        RealDisk.exists(path)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        RealDisk.remove(path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.fail("rename")?;
+        RealDisk.rename(from, to)
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.fail("sync")?;
+        RealDisk.sync_dir(path)
+    }
+}
+
+#[test]
+fn a_copy_that_may_have_the_name_of_the_file_is_the_end_of_the_old_one() {
+    for (failing, goes_on) in [("open", true), ("rename", false), ("sync", false)] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        let disk = Arc::new(FailingDisk(failing));
+        let mut opened = open_on(disk, &path, &options()).unwrap();
+        put(&mut opened, 1);
+        commit(&mut opened);
+        assert!(opened.committer.defragment().is_err(), "{failing}");
+        put(&mut opened, 2);
+        let sealed = opened.store.seal();
+        assert_eq!(
+            opened.committer.commit(&sealed).is_ok(),
+            goes_on,
+            "{failing}"
+        );
+        assert_eq!(opened.committer.durable().is_ok(), goes_on, "{failing}");
+        drop(opened);
+        // Whichever file has the name, it is whole, and has what was committed.
+        let revision = open(&path, &options()).unwrap().store.shared().revision();
+        assert_eq!(revision, if goes_on { 3 } else { 2 }, "{failing}");
+    }
 }

@@ -26,6 +26,25 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// Refused: a URL under which a member cannot be reached.
+    #[error("{text}")]
+    Url {
+        /// What is wrong with it, and the URL.
+        text: String,
+    },
+    /// Refused: TLS is set up so that it cannot work.
+    #[error("{text}")]
+    Tls {
+        /// What is wrong, with the file where there is one.
+        text: String,
+    },
+    /// Failed: the thread that peers are served by cannot be started.
+    #[error("cannot start serving peers: {source}")]
+    Start {
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
 }
 
 /// The system's error in Go's words where ours differ: lower case, and without the number.

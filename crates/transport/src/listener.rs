@@ -6,6 +6,7 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs as _};
+use std::os::unix::fs::FileTypeExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -64,17 +65,15 @@ impl Listener {
             })
     }
 
-    /// Binds a Unix socket; a file that is already there is removed first, as etcd does.
+    /// Binds a Unix socket. One that an earlier run has left there is removed first; one that somebody
+    /// serves is not, nor is a file of another kind (etcd takes the path from both).
     ///
     /// # Errors
     ///
-    /// [`Error::Bind`] where the path cannot be removed or bound.
+    /// [`Error::Bind`] where the path is in use, or cannot be removed or bound.
     pub fn bind_unix(path: &Path) -> Result<Listener, Error> {
         let bind = || {
-            match std::fs::remove_file(path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
+            remove_stale(path)?;
             let listener = UnixListener::bind(path)?;
             listener.set_nonblocking(true)?;
             Ok(listener)
@@ -282,6 +281,25 @@ impl AsyncWrite for Stream {
     }
 }
 
+/// Removes a socket that nobody serves any more.
+fn remove_stale(path: &Path) -> io::Result<()> {
+    let kind = match std::fs::symlink_metadata(path) {
+        Ok(found) => found.file_type(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    if !kind.is_socket() {
+        return Err(io::Error::new(
+            io::ErrorKind::AlreadyExists,
+            "there is a file that is no socket; remove it, or choose another path",
+        ));
+    }
+    if UnixStream::connect(path).is_ok() {
+        return Err(io::ErrorKind::AddrInUse.into());
+    }
+    std::fs::remove_file(path)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -312,5 +330,25 @@ mod tests {
         assert!(path.exists());
         let listener = Listener::bind_unix(&path).unwrap();
         assert_eq!(listener.local_address(), path.display().to_string());
+    }
+
+    #[test]
+    fn a_socket_that_is_served_is_not_taken_and_neither_is_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let _served = Listener::bind_unix(&path).unwrap();
+        let error = Listener::bind_unix(&path).unwrap_err();
+        let text = format!(
+            "listen unix {}: bind: address already in use",
+            path.display()
+        );
+        assert_eq!(error.to_string(), text);
+        assert!(UnixStream::connect(&path).is_ok(), "it is served as before");
+
+        let file = dir.path().join("file");
+        std::fs::write(&file, "somebody's").unwrap();
+        let error = Listener::bind_unix(&file).unwrap_err().to_string();
+        assert!(error.contains("no socket"), "{error}");
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "somebody's");
     }
 }

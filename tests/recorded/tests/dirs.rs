@@ -1,11 +1,10 @@
 //! Data directories that etcd wrote, opened by our store: every recorded answer is ours too.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
+#![expect(clippy::unwrap_used, reason = "tests")]
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use keelson_recorded::dirs::{Directory, Instance, committed, json, unpack_file};
 use keelson_recorded::dirs_compare::{Observed, acknowledged, differences};
-use keelson_store::Error;
 use keelson_store::hash::hash_kv;
 use serde_json::Value;
 
@@ -130,6 +129,56 @@ fn the_log_alone_answers_as_recorded(variant: &str) {
 }
 
 #[test]
+fn etcd_3_5_auth_answers_as_recorded() {
+    answers_as_recorded("3.5/auth");
+}
+
+#[test]
+fn etcd_3_5_autocompact_answers_as_recorded() {
+    answers_as_recorded("3.5/autocompact");
+}
+
+#[test]
+fn etcd_3_5_basic_answers_as_recorded() {
+    answers_as_recorded("3.5/basic");
+}
+
+#[test]
+fn etcd_3_5_defragged_answers_as_recorded() {
+    answers_as_recorded("3.5/defragged");
+}
+
+#[test]
+fn etcd_3_5_killed_answers_as_recorded() {
+    answers_as_recorded("3.5/killed");
+}
+
+#[test]
+fn etcd_3_5_killed_compacting_answers_as_recorded() {
+    answers_as_recorded("3.5/killed-compacting");
+}
+
+#[test]
+fn etcd_3_5_learner_answers_as_recorded() {
+    answers_as_recorded("3.5/learner");
+}
+
+#[test]
+fn etcd_3_5_nospace_answers_as_recorded() {
+    answers_as_recorded("3.5/nospace");
+}
+
+#[test]
+fn etcd_3_5_restored_answers_as_recorded() {
+    answers_as_recorded("3.5/restored");
+}
+
+#[test]
+fn etcd_3_5_segments_answers_as_recorded() {
+    answers_as_recorded("3.5/segments");
+}
+
+#[test]
 fn etcd_3_6_auth_answers_as_recorded() {
     answers_as_recorded("3.6/auth");
 }
@@ -245,6 +294,46 @@ fn etcd_3_7_upgraded_from_3_5_and_3_6_answers_as_recorded() {
 }
 
 #[test]
+fn the_log_of_etcd_3_5_auth_alone_answers_as_recorded() {
+    the_log_alone_answers_as_recorded("3.5/auth");
+}
+
+#[test]
+fn the_log_of_etcd_3_5_autocompact_alone_answers_as_recorded() {
+    the_log_alone_answers_as_recorded("3.5/autocompact");
+}
+
+#[test]
+fn the_log_of_etcd_3_5_basic_alone_answers_as_recorded() {
+    the_log_alone_answers_as_recorded("3.5/basic");
+}
+
+#[test]
+fn the_log_of_etcd_3_5_killed_alone_answers_as_recorded() {
+    the_log_alone_answers_as_recorded("3.5/killed");
+}
+
+#[test]
+fn the_log_of_etcd_3_5_killed_compacting_alone_answers_as_recorded() {
+    the_log_alone_answers_as_recorded("3.5/killed-compacting");
+}
+
+#[test]
+fn the_log_of_etcd_3_5_learner_alone_answers_as_recorded() {
+    the_log_alone_answers_as_recorded("3.5/learner");
+}
+
+#[test]
+fn the_log_of_etcd_3_5_nospace_alone_answers_as_recorded() {
+    the_log_alone_answers_as_recorded("3.5/nospace");
+}
+
+#[test]
+fn the_log_of_etcd_3_5_segments_alone_answers_as_recorded() {
+    the_log_alone_answers_as_recorded("3.5/segments");
+}
+
+#[test]
 fn the_log_of_etcd_3_6_auth_alone_answers_as_recorded() {
     the_log_alone_answers_as_recorded("3.6/auth");
 }
@@ -329,44 +418,10 @@ fn the_log_of_etcd_3_7_downgrading_alone_answers_as_recorded() {
     the_log_alone_answers_as_recorded("3.7/downgrading");
 }
 
-/// What other releases wrote is refused, with the release in the text, and left as it is.
-#[test]
-fn directories_of_3_5_are_refused() {
-    let mut variants = Vec::new();
-    for entry in std::fs::read_dir(data().join("3.5")).unwrap() {
-        let folder = entry.unwrap().path();
-        for archive in ["member.tar.gz", "m1.tar.gz"] {
-            let archive = folder.join(archive);
-            if archive.exists() {
-                variants.push(archive);
-            }
-        }
-    }
-    assert!(variants.len() >= 11, "only {} directories", variants.len());
-    for archive in variants {
-        let directory = Directory::unpack(&archive).unwrap();
-        let before = std::fs::read(directory.database()).unwrap();
-        refused_as_3_5(&directory.database(), &archive.display().to_string());
-        let after = std::fs::read(directory.database()).unwrap();
-        assert!(before == after, "{}: changed", archive.display());
-    }
-}
-
-fn refused_as_3_5(database: &Path, name: &str) {
-    let error = Instance::open(database).map(drop).unwrap_err();
-    match error.downcast::<Error>() {
-        Ok(Error::UnsupportedVersion { found }) => {
-            assert!(found.starts_with("3.5"), "{name}: {found}");
-        }
-        Ok(error) => panic!("{name}: {error}"),
-        Err(error) => panic!("{name}: {error}"),
-    }
-}
-
 /// The three members of a cluster, each by itself.
 #[test]
 fn members_of_clusters_answer_as_recorded() {
-    for version in ["3.6", "3.7"] {
+    for version in ["3.5", "3.6", "3.7"] {
         let folder = data().join(version).join("cluster3");
         let expected = json(&folder.join("expected.json")).unwrap();
         for (member, live, reopened) in [
@@ -408,10 +463,6 @@ fn saved_snapshots_answer_as_recorded() {
         let name = format!("{version}-{variant}.db");
         let path = temporary.path().join(&name);
         unpack_file(&folder.join(format!("{name}.gz")), &path, SHA256_BYTES).unwrap();
-        if version == "3.5" {
-            refused_as_3_5(&path, &name);
-            continue;
-        }
         let mut instance = Instance::open(&path).unwrap();
         let durable = instance.commit().unwrap();
         let known = json(&folder.join(format!("{name}.json"))).unwrap();

@@ -237,7 +237,7 @@ pub static FLAGS: &[Flag] = &[
         "Interval of looking whether a downgrade is complete."),
     row(Features, "snapshot-catchup-entries", U64(|c| &mut c.snapshot_catchup_entries), "5000", Key::Name,
         "Entries kept in memory for slow members after a snapshot."),
-    row(Unsafe, "force-new-cluster", NotYet(Form::Bool), "false", Key::Name,
+    row(Unsafe, "force-new-cluster", Bool(|c| &mut c.force_new_cluster), "false", Key::Name,
         "Become the only member of the cluster in the data directory."),
     row(Unsafe, "unsafe-no-fsync", NotYet(Form::Bool), "false", Key::Name,
         "Do not sync: data is lost when the machine stops."),

@@ -101,6 +101,7 @@ fn booleans_take_a_value_only_with_an_equals_sign() {
     assert!(config(&["--socket-reuse-port"]).socket_reuse_port);
     assert!(config(&["-socket-reuse-port=T"]).socket_reuse_port);
     assert!(!config(&["--pre-vote=false"]).pre_vote);
+    assert!(config(&["--force-new-cluster"]).force_new_cluster);
     let line = read(&["--pre-vote", "false"]).unwrap();
     assert!(line.config.pre_vote);
     assert_eq!(line.rest, ["false"]);
@@ -245,12 +246,12 @@ fn a_flag_without_a_function_is_accepted_at_its_default_alone() {
         "--discovery-dial-timeout=2000ms",
         "--auto-tls=false",
         "--cors=*",
-        "--force-new-cluster",
-        "--force-new-cluster=false",
+        "--unsafe-no-fsync",
+        "--unsafe-no-fsync=false",
         "--self-signed-cert-validity=01",
     ]);
     assert!(config.not_yet.is_empty(), "{:?}", config.not_yet);
-    let refused = read(&["--force-new-cluster"])
+    let refused = read(&["--unsafe-no-fsync"])
         .unwrap()
         .config
         .check()
@@ -258,7 +259,7 @@ fn a_flag_without_a_function_is_accepted_at_its_default_alone() {
     assert!(
         refused
             .to_string()
-            .starts_with("--force-new-cluster=true is not supported yet")
+            .starts_with("--unsafe-no-fsync=true is not supported yet")
     );
     assert_eq!(
         error(&["--discovery-fallback=x"]),

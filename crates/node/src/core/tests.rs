@@ -1,5 +1,8 @@
 //! The core over a disk that answers when the test says so.
 
+use keelson_proto::entry::ConfChange;
+use keelson_proto::ids::{RequestId, Term};
+
 use super::*;
 use crate::ticket::{Asker, Waiter};
 

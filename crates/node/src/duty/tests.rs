@@ -148,3 +148,31 @@ fn the_next_look_is_never_later_than_what_is_due() {
     due(&mut duties, at(0), &members);
     assert_eq!(duties.next(), at(500));
 }
+
+#[test]
+fn a_lone_member_of_the_version_downgraded_to_ends_the_downgrade() {
+    let held = Version::new(3, 6, 0);
+    let mut held = Duties::new(held, RETRY, AutoCompaction::Off, at(0), 1);
+    let mut newer = duties();
+    for duties in [&mut held, &mut newer] {
+        duties.take(&DutyEvent::Leads(true), at(0));
+        duties.take(&DutyEvent::FirstCommit, at(0));
+    }
+    let mut members = membership(Some("3.6.0"), Some("3.6.0"));
+    let end = Action::EndDowngrade;
+    assert!(!due(&mut newer, at(0), &members).contains(&end));
+    assert!(due(&mut held, at(0), &members).contains(&end));
+    let member = Member::new(
+        "m2".to_owned(),
+        vec!["http://b:1".to_owned()],
+        "t",
+        None,
+        false,
+    );
+    let change = Change::Add {
+        member,
+        as_learner: false,
+    };
+    members.apply(change, &mut Vec::new());
+    assert!(!due(&mut held, at(10_000), &members).contains(&end));
+}

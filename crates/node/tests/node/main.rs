@@ -6,6 +6,7 @@ mod compactions;
 mod duties;
 mod faults;
 mod lives;
+mod pasts;
 mod rig;
 mod snapshots;
 mod stepped;

@@ -1,6 +1,10 @@
-//! A disk under log, `.snap` files and database at once, which can be photographed as a power cut
+//! A disk under log, `.snap` files and databases at once, which can be photographed as a power cut
 //! would leave it.
+//!
+//! What a database holds lies in a storage of the engine's; its name is a file among the others, which
+//! says the number of the storage: so names are created, renamed, lost and found again like all others.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::path::Path;
@@ -8,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex};
 
-use keelson_bolt::{Db, MemStorage, Storage, View};
+use keelson_bolt::{Db, MemStorage, Options, Storage, View};
 use keelson_store::{OpenOptions, Opened};
 use keelson_wal::{Access, File, Files, MemFiles};
 
@@ -23,11 +27,14 @@ pub(crate) struct Progress {
     pub(crate) proposed: AtomicUsize,
 }
 
+/// The storages of databases, by number.
+type Databases = BTreeMap<u64, MemStorage>;
+
 /// What a disk may hold if the power goes.
 #[derive(Clone)]
 pub(crate) struct Image {
     files: MemFiles,
-    database: MemStorage,
+    databases: Databases,
 }
 
 /// An image, and what it must hold.
@@ -53,7 +60,7 @@ pub(crate) struct Camera {
 struct Shutter {
     camera: Option<Camera>,
     operations: u64,
-    database: MemStorage,
+    databases: Databases,
     /// Names with this in them get no more space.
     full: Option<&'static str>,
 }
@@ -80,7 +87,7 @@ impl Image {
         files.sync_dir(Path::new("/")).unwrap();
         Image {
             files,
-            database: MemStorage::new(),
+            databases: Databases::new(),
         }
     }
 }
@@ -90,7 +97,7 @@ impl Disk {
         let shutter = Shutter {
             camera,
             operations: 0,
-            database: image.database,
+            databases: image.databases,
             full: None,
         };
         Disk {
@@ -128,30 +135,91 @@ impl Disk {
         result
     }
 
-    /// Opens the database, as `keelson_bolt::Db::open` does with a file.
+    /// Whether there is a file of that name.
+    pub(crate) fn has(&self, path: &str) -> bool {
+        self.files.exists(Path::new(path)).unwrap()
+    }
+
+    /// Opens the database and rebuilds the state from it.
     pub(crate) fn open_database(
         &self,
         path: &Path,
         options: &OpenOptions,
     ) -> Result<Opened, keelson_store::Error> {
-        if !self.files.exists(path).unwrap() {
-            let fresh = MemStorage::new();
-            drop(Db::open_storage(
-                Box::new(fresh.clone()),
-                options.bolt.clone(),
-            )?);
-            self.shutter.lock().unwrap().database = fresh;
-            let making = path.with_added_extension("tmp.new");
-            self.create(&making, 0o600).unwrap();
-            self.rename(&making, path).unwrap();
-            self.sync_dir(path.parent().unwrap()).unwrap();
-        }
-        let engine = Engine {
-            storage: self.shutter.lock().unwrap().database.clone(),
-            disk: self.clone(),
+        keelson_store::open_on(Arc::new(self.clone()), path, options)
+    }
+
+    /// Makes a new database under a name of its own and renames it when it is whole, as
+    /// `keelson_bolt::Db::open` does.
+    fn create_database(&self, path: &Path, options: &Options) -> Result<(), keelson_bolt::Error> {
+        let fresh = MemStorage::new();
+        drop(Db::open_storage(Box::new(fresh.clone()), options.clone())?);
+        let number = {
+            let databases = &mut self.shutter.lock().unwrap().databases;
+            let number = databases.keys().last().map_or(0, |last| last + 1);
+            databases.insert(number, fresh);
+            number
         };
-        let db = Db::open_storage(Box::new(engine), options.bolt.clone())?;
-        keelson_store::open_db(db, None, options)
+        let making = path.with_added_extension("tmp.new");
+        let file = self.change(&format!("create {}", making.display()), || {
+            let file = self.files.create(&making, 0o600).unwrap();
+            let number = number.to_be_bytes();
+            file.write_at(0, &mut [IoSlice::new(&number)]).unwrap();
+            file.sync().unwrap();
+            file
+        });
+        drop(file);
+        Files::rename(self, &making, path).unwrap();
+        Files::sync_dir(self, path.parent().unwrap()).unwrap();
+        Ok(())
+    }
+}
+
+/// The number of the storage that a name stands for.
+fn number_of(files: &MemFiles, path: &Path) -> u64 {
+    let file = files.open(path, Access::Read).unwrap();
+    let mut number = [0; 8];
+    assert_eq!(file.read_at(0, &mut number).unwrap(), 8);
+    u64::from_be_bytes(number)
+}
+
+/// The databases of a directory, by number.
+fn named(files: &MemFiles, directory: &Path) -> Vec<u64> {
+    let names = files.list(directory).unwrap_or_default();
+    let databases = names.iter().filter(|name| name.starts_with("db"));
+    databases
+        .map(|name| number_of(files, &directory.join(name)))
+        .collect()
+}
+
+impl keelson_store::Disk for Disk {
+    fn open(&self, path: &Path, options: Options) -> Result<Db, keelson_bolt::Error> {
+        if !self.files.exists(path).unwrap() {
+            self.create_database(path, &options)?;
+        }
+        let number = number_of(&self.files, path);
+        let engine = Engine {
+            storage: self.shutter.lock().unwrap().databases[&number].clone(),
+            disk: self.clone(),
+            path: path.display().to_string(),
+        };
+        Db::open_storage(Box::new(engine), options)
+    }
+
+    fn exists(&self, path: &Path) -> io::Result<bool> {
+        Files::exists(self, path)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        Files::remove(self, path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        Files::rename(self, from, to)
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        Files::sync_dir(self, path)
     }
 }
 
@@ -168,10 +236,11 @@ impl Shutter {
         // What is acknowledged now must be in the image, so this is read first.
         let acknowledged = camera.progress.acknowledged.load(Ordering::SeqCst);
         let random = &mut camera.random;
-        let image = Image {
-            files: files.crash(|bound| random.below(bound)),
-            database: self.database.crash(&mut || random.next()),
-        };
+        let files = files.crash(|bound| random.below(bound));
+        let found = named(&files, Path::new("/data/member/snap"));
+        let crashed = |number| (number, self.databases[&number].crash(&mut || random.next()));
+        let databases = found.into_iter().map(crashed).collect();
+        let image = Image { files, databases };
         let photo = Photo {
             image,
             acknowledged,
@@ -299,10 +368,19 @@ impl File for OpenFile {
     }
 }
 
-/// The database's part of the disk.
+/// A database's part of the disk.
 struct Engine {
     storage: MemStorage,
     disk: Disk,
+    /// The name that it was opened by.
+    path: String,
+}
+
+impl Engine {
+    /// An operation's name.
+    fn doing(&self, what: &str) -> String {
+        format!("{what} {}", self.path)
+    }
 }
 
 impl Storage for Engine {
@@ -319,27 +397,30 @@ impl Storage for Engine {
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        if self.disk.is_full("/data/member/snap/db") {
+        if self.disk.is_full(&self.path) {
             self.storage.write_at(offset, &data[..data.len() / 2])?;
             return Err(io::ErrorKind::StorageFull.into());
         }
         self.disk
-            .change("write db", || self.storage.write_at(offset, data))
+            .change(&self.doing("write"), || self.storage.write_at(offset, data))
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        if self.disk.is_full("/data/member/snap/db") {
+        if self.disk.is_full(&self.path) {
             return Err(io::ErrorKind::StorageFull.into());
         }
-        self.disk.change("resize db", || self.storage.set_len(len))
+        self.disk
+            .change(&self.doing("resize"), || self.storage.set_len(len))
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.disk.sync("sync db", || self.storage.sync_data())
+        self.disk
+            .sync(&self.doing("sync"), || self.storage.sync_data())
     }
 
     fn sync_all(&self) -> io::Result<()> {
-        self.disk.sync("sync db", || self.storage.sync_all())
+        self.disk
+            .sync(&self.doing("sync"), || self.storage.sync_all())
     }
 
     fn view(&self, len: u64) -> io::Result<Arc<dyn View>> {

@@ -149,16 +149,31 @@ impl Life {
     /// Brings everything into the file.
     pub(crate) fn commit(&self) -> Durable {
         self.node.order(Order::Commit, Some(ticket(ORDER))).unwrap();
+        match self.order() {
+            Reply::Durable(durable) => durable,
+            other => panic!("not durable: {other:?}"),
+        }
+    }
+
+    /// Copies the file into a new one, and takes that in its place.
+    pub(crate) fn defragment(&self) {
+        let ticket = Some(ticket(ORDER));
+        self.node.order(Order::Defragment, ticket).unwrap();
+        match self.order() {
+            Reply::Done => {}
+            other => panic!("not defragmented: {other:?}"),
+        }
+    }
+
+    /// The answer to an order.
+    fn order(&self) -> Reply {
         let answers = self.desk.answers.lock().unwrap();
         let waits = |answers: &mut Answers| answers.order.is_none();
         let result = self
             .desk
             .arrived
             .wait_timeout_while(answers, PATIENCE, waits);
-        match result.unwrap().0.order.take() {
-            Some(Reply::Durable(durable)) => durable,
-            other => panic!("not durable: {other:?}"),
-        }
+        result.unwrap().0.order.take().expect("it is answered")
     }
 
     /// Has everything brought into the file, whenever that is.

@@ -8,7 +8,7 @@ mod disk;
 mod life;
 mod script;
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -18,11 +18,16 @@ use keelson_proto::rpc::etcdserverpb::InternalRaftRequest;
 use life::{Life, State};
 use script::Random;
 
+/// The copy of the database that a defragmentation makes.
+const COPY: &str = "/data/member/snap/db.tmp.defrag";
+
 /// What a client does, and what an undisturbed member comes to by it.
 struct Script {
     steps: Vec<InternalRaftRequest>,
     /// After so many steps.
     states: Vec<State>,
+    /// Power cuts that left an unfinished copy of the database, which the next start removed.
+    leftovers: AtomicUsize,
 }
 
 impl Script {
@@ -33,6 +38,7 @@ impl Script {
         let mut script = Script {
             steps: Vec::new(),
             states: vec![twin.state()],
+            leftovers: AtomicUsize::new(0),
         };
         for step in 0..length {
             let request = random.request(script.states[step].revision);
@@ -59,6 +65,9 @@ impl Script {
             }
             if random.below(40) == 0 {
                 life.pass_time();
+            }
+            if random.below(30) == 0 {
+                life.defragment();
             }
         }
         if waiting < to {
@@ -88,6 +97,7 @@ impl Script {
             label: format!("{label}; then"),
         });
         let disk = Disk::new(image, camera);
+        let leftover = disk.has(COPY);
         let life = Life::begin(&disk, progress.clone())
             .unwrap_or_else(|error| panic!("{label}: it does not start: {error}"));
         let state = life.state();
@@ -104,6 +114,14 @@ impl Script {
         let durable = life.commit();
         assert_eq!(keelson_bolt::check(&durable.read), [], "{label}");
         drop(durable);
+        if leftover {
+            self.leftovers.fetch_add(1, Ordering::SeqCst);
+            assert!(!disk.has(COPY), "{label}: the start removes it");
+            if more > 0 {
+                life.defragment();
+                assert_eq!(life.state(), state, "{label}: after a defragmentation");
+            }
+        }
         let to = (found + more).min(self.steps.len());
         self.run(&life, found, to, &mut random);
         if more > 0 {
@@ -158,7 +176,9 @@ fn survive(seed: u64, length: usize) -> Vec<String> {
         life.end();
         drop(disk);
         let labels = workers.into_iter().map(|it| it.join().unwrap());
-        labels.flatten().collect()
+        let labels = labels.flatten().collect();
+        assert!(script.leftovers.load(Ordering::SeqCst) > 0);
+        labels
     })
 }
 
@@ -167,9 +187,13 @@ fn a_power_cut_at_any_moment_takes_nothing_that_was_acknowledged() {
     let labels: Vec<String> = (0..2).flat_map(|seed| survive(seed, 120)).collect();
     assert!(labels.len() > 1_000, "only {} power cuts", labels.len());
     for rare in [
-        "write db",
-        "resize db",
-        "before sync db",
+        "write /data/member/snap/db",
+        "resize /data/member/snap/db",
+        "before sync /data/member/snap/db",
+        "create /data/member/snap/db.tmp.defrag",
+        "write /data/member/snap/db.tmp.defrag",
+        "before sync /data/member/snap/db.tmp.defrag",
+        ": rename /data/member/snap/db.tmp.defrag",
         ".snap",
         "rename /data/member/wal/",
         "remove /data/member/wal/0",

@@ -82,26 +82,6 @@ impl Bootstrap {
         let own = self.members.iter().find(|(name, _)| *name == self.name);
         own.map_or(&[], |(_, urls)| urls)
     }
-
-    /// Refuses what this release cannot do yet: being one of several.
-    ///
-    /// # Errors
-    /// [`ConfigError::NotYet`].
-    pub fn check_alone(&self) -> Result<(), ConfigError> {
-        let not_yet = |setting: String| Err(ConfigError::NotYet { setting });
-        if self.state == ClusterState::Existing {
-            return not_yet("joining a cluster (--initial-cluster-state=existing)".to_owned());
-        }
-        if self.members.len() > 1 {
-            let count = self.members.len();
-            let listed = self.members.iter().map(|(name, urls)| named(name, urls));
-            let text = listed.collect::<Vec<_>>().join(",");
-            return not_yet(format!(
-                "a cluster of {count} members (--initial-cluster={text})"
-            ));
-        }
-        Ok(())
-    }
 }
 
 /// The list of first members and what is advertised must name the same addresses.

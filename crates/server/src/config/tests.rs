@@ -295,20 +295,6 @@ fn the_first_members_are_read_by_name() {
 }
 
 #[test]
-fn several_members_are_refused_until_they_work() {
-    let alone = |change: fn(&mut Config)| {
-        let born = changed(change).check().unwrap().bootstrap().unwrap();
-        born.check_alone().unwrap_err().to_string()
-    };
-    let two = alone(|c| {
-        c.initial_cluster = Some("default=http://localhost:2380,b=http://127.0.0.1:9".to_owned());
-    });
-    assert!(two.starts_with("a cluster of 2 members (--initial-cluster=b=http://127.0.0.1:9,"));
-    let joins = alone(|c| c.initial_cluster_state = ClusterState::Existing);
-    assert!(joins.starts_with("joining a cluster"));
-}
-
-#[test]
 fn tls_between_members_is_checked_as_etcd_does_and_refused_until_it_works() {
     let with = |change: fn(&mut PeerTls)| error(|c| change(&mut c.peer_tls));
     assert_eq!(

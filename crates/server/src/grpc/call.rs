@@ -4,8 +4,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use keelson_node::{Order, Reply};
+use keelson_proto::entry::ConfChange;
 use keelson_proto::rpc::etcdserverpb::alarm_request::AlarmAction;
 use keelson_proto::rpc::etcdserverpb::{
     AlarmRequest, AlarmType, InternalRaftRequest, RequestHeader, ResponseHeader,
@@ -283,6 +284,31 @@ impl Call {
         metrics.failed_proposals.inc();
         metrics.request(kind, false, started.elapsed());
         result
+    }
+
+    /// Proposes a change of the membership and waits until it is applied, with no time-out but the
+    /// caller's.
+    ///
+    /// # Errors
+    ///
+    /// That it could not be proposed.
+    pub(crate) async fn propose_conf_change(&self, change: ConfChange) -> Result<Outcome, Status> {
+        let awaited = self.reserve();
+        self.state
+            .node
+            .propose_conf_change(change, awaited.ticket())
+            .inspect_err(|_| self.state.metrics.failed_proposals.inc())?;
+        match awaited.await {
+            Reply::Applied(outcome) => Ok(outcome),
+            Reply::Refused(error) => Err(error.into()),
+            _ => Err(mismatched()),
+        }
+    }
+
+    /// The token that came with the call.
+    pub(crate) fn token(&self) -> Option<HeaderValue> {
+        let token = self.metadata.get(TOKEN);
+        token.or_else(|| self.metadata.get(AUTHORIZATION)).cloned()
     }
 
     /// Gives the node an order and waits for its reply.

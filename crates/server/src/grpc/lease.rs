@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use futures_util::stream;
+use http::StatusCode;
 use keelson_proto::ApiError;
 use keelson_proto::ids::LeaseId;
 use keelson_proto::rpc::etcdserverpb::{
@@ -11,17 +12,23 @@ use keelson_proto::rpc::etcdserverpb::{
     LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseStatus,
     LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
 };
+use keelson_proto::rpc::leasepb::{LeaseInternalRequest, LeaseInternalResponse};
 use keelson_store::auth::{Access, Need};
 use keelson_store::lease::Renewal;
 use keelson_store::{Outcome, quota};
+use prost::Message as _;
 
 use super::call::{Call, Caller, mismatched};
 use super::inbound::Requests;
 use super::splice::{Answer, Chunk, Ending, Framed};
 use super::status::Status;
+use crate::peers::forward::Forwarding;
 
 /// How long to wait for what is committed to be applied, before a lease is called unknown.
 const APPLY_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long whoever asks the leader waits before it asks again: the reference's.
+const FORWARD_PAUSE: Duration = Duration::from_millis(50);
 
 /// How often to look whether it has been, and whether an expired lease has been revoked.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
@@ -105,8 +112,38 @@ async fn keep_one_alive(call: &Call, id: LeaseId) -> Result<LeaseKeepAliveRespon
     })
 }
 
-/// Renews a lease; what was granted, or `None` where there is no such lease.
+/// Renews a lease, here or at the leader; what was granted, or `None` where there is no such lease.
 async fn renew(call: &Call, id: LeaseId) -> Result<Option<i64>, Status> {
+    let forwarding = Forwarding::begin(&call.state);
+    loop {
+        match renew_here(call, id).await {
+            Err(status) if status == ApiError::NotPrimaryLessor.into() => {}
+            done => return done,
+        }
+        let request = LeaseKeepAliveRequest { id: id.0 }.encode_to_vec();
+        if let Some(response) = forwarding.post("/leases", None, request).await {
+            match response.status() {
+                StatusCode::OK => {
+                    let answer = LeaseKeepAliveResponse::decode(response.into_body());
+                    return Ok(Some(answer.map_err(|_| mismatched())?.ttl));
+                }
+                StatusCode::NOT_FOUND => return Ok(None),
+                StatusCode::REQUEST_TIMEOUT => {
+                    return Err(ApiError::TimeoutWaitAppliedIndex.into());
+                }
+                _ => {}
+            }
+        }
+        forwarding.pause(FORWARD_PAUSE).await?;
+    }
+}
+
+/// Renews a lease by this member's own deadlines.
+///
+/// # Errors
+///
+/// [`ApiError::NotPrimaryLessor`] if it does not lead.
+pub(crate) async fn renew_here(call: &Call, id: LeaseId) -> Result<Option<i64>, Status> {
     let mut caught_up = false;
     loop {
         let now = call.state.node.ticks();
@@ -174,36 +211,98 @@ pub(super) async fn time_to_live(
     } else {
         call.permit(&Need::Authenticated)?
     };
-    catch_up(call).await?;
-    let now = call.state.node.ticks();
-    let mut response = LeaseTimeToLiveResponse {
-        header: Some(call.header_now()),
-        id: request.id,
-        ttl: -1,
-        ..LeaseTimeToLiveResponse::default()
-    };
-    // One lock after the other, as apply takes them.
-    let remaining = call.shared().deadlines().remaining(id, now);
-    if let Some(remaining) = remaining {
-        let leases = call.shared().leases();
-        if let Some(lease) = leases.get(id) {
-            response.ttl = remaining.seconds().ok_or(ApiError::LeaderChanged)?;
-            response.granted_ttl = lease.ttl();
-            if request.keys {
-                // Others may have been attached since they were looked at.
-                call.permit(&Need::lease(&*leases, id, Access::Read))?;
-                response.keys = lease
-                    .keys()
-                    .iter()
-                    .map(bytes::Bytes::copy_from_slice)
-                    .collect();
-            }
-        }
-    }
+    let mut response = look(call, &request)
+        .await?
+        .unwrap_or(LeaseTimeToLiveResponse {
+            ttl: -1,
+            id: request.id,
+            ..LeaseTimeToLiveResponse::default()
+        });
+    response.header = Some(call.header_now());
     if request.keys {
         call.still_permitted(&caller)?;
     }
     Ok(Answer::message(&response))
+}
+
+/// What is left of a lease, by the leader's deadlines; `None` where there is no such lease.
+async fn look(
+    call: &Call,
+    request: &LeaseTimeToLiveRequest,
+) -> Result<Option<LeaseTimeToLiveResponse>, Status> {
+    let forwarding = Forwarding::begin(&call.state);
+    loop {
+        if call.state.node.is_leader() {
+            let found = look_here(call, request).await?;
+            if request.keys {
+                // Others may have been attached since they were looked at.
+                permit_lease(call, LeaseId(request.id), Access::Read)?;
+            }
+            return Ok(found);
+        }
+        let question = LeaseInternalRequest {
+            lease_time_to_live_request: Some(*request),
+        };
+        let posted = forwarding.post("/leases/internal", None, question.encode_to_vec());
+        if let Some(response) = posted.await {
+            match response.status() {
+                StatusCode::OK => {
+                    let answer = LeaseInternalResponse::decode(response.into_body());
+                    let answer = answer
+                        .map_err(|_| mismatched())?
+                        .lease_time_to_live_response;
+                    let answer = answer.ok_or_else(mismatched)?;
+                    if request.keys {
+                        // Others may have been attached since they were looked at.
+                        let id = LeaseId(request.id);
+                        permit_lease(call, id, Access::Read)?;
+                    }
+                    return Ok(Some(answer));
+                }
+                StatusCode::NOT_FOUND => return Ok(None),
+                StatusCode::REQUEST_TIMEOUT => {
+                    return Err(ApiError::TimeoutWaitAppliedIndex.into());
+                }
+                _ => {}
+            }
+        }
+        forwarding.pause(FORWARD_PAUSE).await?;
+    }
+}
+
+/// What is left of a lease, by this member's own deadlines.
+///
+/// # Errors
+///
+/// [`ApiError::LeaderChanged`] if it does not lead.
+pub(crate) async fn look_here(
+    call: &Call,
+    request: &LeaseTimeToLiveRequest,
+) -> Result<Option<LeaseTimeToLiveResponse>, Status> {
+    let id = LeaseId(request.id);
+    catch_up(call).await?;
+    let now = call.state.node.ticks();
+    // One lock after the other, as apply takes them.
+    let remaining = call.shared().deadlines().remaining(id, now);
+    let Some(remaining) = remaining else {
+        return Ok(None);
+    };
+    let leases = call.shared().leases();
+    let Some(lease) = leases.get(id) else {
+        return Ok(None);
+    };
+    let mut response = LeaseTimeToLiveResponse {
+        header: None,
+        id: request.id,
+        ttl: remaining.seconds().ok_or(ApiError::LeaderChanged)?,
+        granted_ttl: lease.ttl(),
+        keys: Vec::new(),
+    };
+    if request.keys {
+        let keys = lease.keys();
+        response.keys = keys.iter().map(bytes::Bytes::copy_from_slice).collect();
+    }
+    Ok(Some(response))
 }
 
 pub(super) async fn leases(call: &Call, _request: LeaseLeasesRequest) -> Result<Answer, Status> {

@@ -24,7 +24,7 @@ use keelson_store::{Durable, Outcome, alarm, hash, quota};
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// What a hash is counted as in the reader pool, in bytes: it goes behind every chunk of a range.
-const HASH_COST: u64 = 1 << 20;
+pub(crate) const HASH_COST: u64 = 1 << 20;
 
 pub(super) async fn alarm(call: &Call, request: AlarmRequest) -> Result<Answer, Status> {
     alarm::check_action(&request)?;

@@ -2,6 +2,7 @@
 
 use keelson_proto::entry::ConfState;
 use keelson_proto::ids::MemberId;
+use keelson_proto::rpc::membershippb::Attributes;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{Downgrade, Member};
@@ -156,6 +157,21 @@ pub(super) fn parse_member(
         client_urls,
     };
     Ok((member, is_promote))
+}
+
+#[derive(Deserialize)]
+struct AttributesIn {
+    #[serde(default)]
+    name: String,
+    #[serde(default, rename = "clientURLs", deserialize_with = "null_is_empty")]
+    client_urls: Vec<String>,
+}
+
+/// What a member tells of itself by the v2 API, at a path of its store.
+pub(crate) fn attributes(path: &str, value: &[u8]) -> Result<Attributes, RowError> {
+    let AttributesIn { name, client_urls } =
+        parse("v2 request", path.as_bytes(), "attributes as JSON", value)?;
+    Ok(Attributes { name, client_urls })
 }
 
 pub(super) fn downgrade(downgrade: &Downgrade) -> Vec<u8> {
