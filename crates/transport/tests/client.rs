@@ -1,4 +1,5 @@
 //! Questions to peers, and answers as etcd gives them.
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
