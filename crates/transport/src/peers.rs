@@ -362,17 +362,22 @@ impl Peers {
     /// through [`Inbound::report_unreachable`]; what is for nobody, or for somebody unknown, is
     /// dropped. Snapshots go by [`Peers::send_snapshot`].
     pub fn send(&self, messages: Vec<Message>) {
-        let members = self.context.members();
         for message in messages {
             if message.to.is_none() {
                 continue;
             }
+            // The lock is not held while others are called: a report may take locks of its own.
+            let (peer, remote) = {
+                let members = self.context.members();
+                let peer = members.peers.get(&message.to).cloned();
+                (peer, members.remotes.get(&message.to).cloned())
+            };
             if message.kind == MessageKind::Snap {
                 tracing::warn!("remote-peer-id" = %message.to, "a snapshot without its file");
                 self.context.inbound.report_unreachable(message.to);
-            } else if let Some(peer) = members.peers.get(&message.to) {
+            } else if let Some(peer) = peer {
                 peer.send(message);
-            } else if let Some(remote) = members.remotes.get(&message.to) {
+            } else if let Some(remote) = remote {
                 remote.send(message);
             } else {
                 tracing::debug!(
