@@ -140,7 +140,9 @@ impl Shared {
             return Ok(());
         }
         self.poison_on_error("cut", self.storage.set_len(len))?;
-        self.poison_on_error("sync of the cut", self.storage.sync_all())?;
+        if !self.options.no_sync {
+            self.poison_on_error("sync of the cut", self.storage.sync_all())?;
+        }
         writer.file_len = len;
         Ok(())
     }

@@ -422,7 +422,30 @@ fn compare_write(tx: &WriteTx<'_>, model: &Model) {
 
 fn run(steps: &[Step], options: &Options) {
     let storage = MemStorage::new();
-    let open = || Db::open_storage(Box::new(storage.clone()), options.clone()).unwrap();
+    run_on(steps, || {
+        Db::open_storage(Box::new(storage.clone()), options.clone()).unwrap()
+    });
+}
+
+/// In a real file, whose map shows a page that is used again too early; the views of `MemStorage`
+/// would hide that.
+fn run_in_file(steps: &[Step], options: &Options) {
+    // Made in memory: a new file would be synced.
+    let memory = MemStorage::new();
+    drop(Db::open_storage(Box::new(memory.clone()), options.clone()).unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("db"), memory.contents()).unwrap();
+    let options = Options {
+        no_sync: true,
+        no_grow_sync: true,
+        ..options.clone()
+    };
+    run_on(steps, || {
+        Db::open(&folder.path().join("db"), options.clone()).unwrap()
+    });
+}
+
+fn run_on(steps: &[Step], open: impl Fn() -> Db) {
     let mut db = open();
     let mut committed = Model::default();
     let mut readers: Vec<(Arc<ReadTx>, Model)> = Vec::new();
@@ -508,6 +531,18 @@ proptest! {
         options in options(),
     ) {
         run(&steps, &options);
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(60))]
+
+    #[test]
+    fn prop_a_file_with_readers_is_a_map_of_maps(
+        steps in prop::collection::vec(step(80, 12), 10..40),
+        options in options(),
+    ) {
+        run_in_file(&steps, &options);
     }
 }
 

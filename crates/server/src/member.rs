@@ -326,6 +326,8 @@ impl Member {
             if in_order {
                 self.closing.log("closing etcd server");
                 serving.drain();
+                // While clients finish: the others are to have a leader at once.
+                self.state.node.hand_over();
             }
             let patience = if in_order {
                 DRAIN_PATIENCE

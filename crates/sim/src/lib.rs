@@ -2,7 +2,7 @@
 //!
 //! The members are those that ship (`keelson_node::Stepped`); clock, network and disks are models.
 //! Safety is asserted at every step, that the cluster serves again once the faults have stopped, and at
-//! the end what clients and watchers saw. A seed is a run, exactly: [`run`] twice gives the same trace.
+//! the end what clients and watchers saw. A seed is a run, exactly: [`run()`] twice gives the same trace.
 //!
 //! [`linear`] and [`watch_check`] know nothing of the world: they check histories of real processes, too.
 

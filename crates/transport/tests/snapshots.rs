@@ -27,7 +27,7 @@ fn a_snapshot_is_streamed_and_never_whole_in_memory() {
                 let taken = taken.load(Ordering::SeqCst);
                 let between = given.load(Ordering::SeqCst).saturating_sub(taken);
                 most.fetch_max(between, Ordering::SeqCst);
-                std::thread::yield_now();
+                std::thread::park_timeout(std::time::Duration::from_millis(1));
             }
         }
     });

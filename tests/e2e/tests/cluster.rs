@@ -96,6 +96,9 @@ async fn a_leader_that_stops_hands_over() {
         (config.initial_cluster.len() == 3 && node.status().applied.0 > 5).then_some(())
     })
     .unwrap();
+    // A watch is open meanwhile, which is given time to end.
+    let client = cluster.client_of(leader).await.unwrap();
+    let _watcher = soon(client.watch(Watch::key("key"))).await.unwrap();
     cluster.stop(leader);
     let next = cluster.leader().expect("another member leads at once");
     assert_ne!(next, leader);
@@ -134,6 +137,12 @@ async fn a_cluster_grows_and_shrinks_under_load() {
     .await;
     let members = soon(client.member_list()).await.unwrap().members;
     assert_eq!(members.iter().filter(|it| !it.is_learner).count(), 2);
+    // The leader knows it first, and the member refuses what a learner may not do until it does.
+    wait::until(|| {
+        let learner = cluster.member(number)?.node().status().is_learner;
+        (!learner).then_some(())
+    })
+    .unwrap();
     let grown = cluster.client_of(number).await.unwrap();
     write(&grown, "from the new one", "yes").await;
     load.abort();

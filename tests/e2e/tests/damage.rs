@@ -151,29 +151,6 @@ fn what_else_is_in_a_directory_is_left_alone() {
 }
 
 #[test]
-fn a_cluster_of_several_members_is_refused_before_anything_is_written() {
-    let dir = tempfile::tempdir().unwrap();
-    let data = dir.path().join("data");
-    let launch = program()
-        .bare()
-        .argument("--name=a")
-        .argument("--listen-client-urls=http://127.0.0.1:0")
-        .argument("--advertise-client-urls=http://127.0.0.1:0")
-        .argument("--listen-peer-urls=http://127.0.0.1:0")
-        .argument("--initial-advertise-peer-urls=http://127.0.0.1:1")
-        .argument("--initial-cluster=a=http://127.0.0.1:1,b=http://127.0.0.1:2")
-        .argument(format!("--data-dir={}", data.display()));
-    let exit = Process::prepared(launch, data.clone())
-        .unwrap()
-        .run_to_end();
-    let exit = exit.unwrap();
-    let text = exit.text();
-    assert_eq!(exit.code(), Some(1), "{text}");
-    assert!(text.contains("initial-cluster"), "{text}");
-    assert!(!data.join("member").exists());
-}
-
-#[test]
 fn a_peer_port_in_use_is_refused_before_anything_is_written() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");

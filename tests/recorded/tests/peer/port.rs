@@ -74,9 +74,7 @@ impl Inbound for Fake {
 
     fn report_unreachable(&self, _member: MemberId) {}
 
-    fn removed_from_cluster(&self) {
-        panic!("nobody says so here");
-    }
+    fn removed_from_cluster(&self) {}
 }
 
 impl Routes for Fake {

@@ -91,7 +91,7 @@ impl Name {
     fn parse(file: &str, ids: &Value) -> Name {
         let parts: Vec<&str> = file.trim_end_matches(".bin").split('-').collect();
         let [_, kind, sender, _, receiver] = parts[..] else {
-            panic!("{file}");
+            unreachable!("{file}");
         };
         Name {
             kind: match kind {
