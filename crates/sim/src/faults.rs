@@ -41,6 +41,11 @@ impl World {
                 self.after(100 * MILLI, Event::Start(place));
                 return Ok(());
             }
+            if matches!(error, keelson_node::Error::Removed { .. }) {
+                // It died between the entry that removes it and its own end.
+                spot.gone = true;
+                return Ok(());
+            }
             return Err(format!("member {place} does not start: {error}"));
         }
         if let Some(running) = &self.places[place].running {
