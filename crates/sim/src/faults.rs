@@ -36,6 +36,10 @@ impl World {
         ));
         if let Err(error) = started {
             let spot = &mut self.places[place];
+            if matches!(error, keelson_node::Error::Removed { .. }) {
+                spot.gone = true;
+                return Ok(());
+            }
             if spot.disk.is_cut() {
                 spot.disk = spot.disk.crash(&mut self.random);
                 self.after(100 * MILLI, Event::Start(place));
