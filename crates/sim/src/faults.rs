@@ -36,13 +36,14 @@ impl World {
         ));
         if let Err(error) = started {
             let spot = &mut self.places[place];
-            if matches!(error, keelson_node::Error::Removed { .. }) {
-                spot.gone = true;
-                return Ok(());
-            }
             if spot.disk.is_cut() {
                 spot.disk = spot.disk.crash(&mut self.random);
                 self.after(100 * MILLI, Event::Start(place));
+                return Ok(());
+            }
+            if matches!(error, keelson_node::Error::Removed { .. }) {
+                // It died between the entry that removes it and its own end.
+                spot.gone = true;
                 return Ok(());
             }
             return Err(format!("member {place} does not start: {error}"));
