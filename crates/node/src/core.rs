@@ -205,6 +205,12 @@ impl Core {
         self.raft.storage()
     }
 
+    /// Whether an entry of the current term is committed.
+    #[must_use]
+    pub fn has_committed_in_term(&self) -> bool {
+        self.raft.has_committed_in_term()
+    }
+
     /// The last entry, synced or not.
     #[must_use]
     pub fn last_index(&self) -> LogIndex {

@@ -2,6 +2,7 @@
 //!
 //! - one leader a term, and one vote of a member a term;
 //! - log matching and state machine safety: a committed entry is the same on all members;
+//! - a leader commits by counting what is of its own term, and what lies before only with it;
 //! - leader completeness: who begins to lead has every entry that was committed in an earlier term;
 //! - commit, apply, term and revision of a running member never go back; a member that has started
 //!   again has not forgotten the term of what it had sent;
@@ -155,6 +156,13 @@ impl Safety {
         let last = stepped.core().log().last_index();
         check(applied <= last, || {
             format!("member {id} has applied {applied}, and its log holds {last}")
+        })?;
+        let counted = view.leads && before.led == view.term && view.committed > before.committed;
+        check(!counted || stepped.core().has_committed_in_term(), || {
+            format!(
+                "the leader {id} of term {} has committed {} of an earlier term by counting",
+                view.term, view.committed
+            )
         })?;
         if view.leads && before.led != view.term {
             self.leads(id, view.term, stepped)?;
