@@ -203,6 +203,9 @@ fn assemble(config: &Config, env: &Env, log: OpenLog) -> Result<Booted, Error> {
         cluster: metadata.cluster_id,
     };
     let start = replay.at;
+    if replay.void {
+        replay.entries.clear();
+    }
     // A snapshot of the leader takes the place of whatever the log had, and what lay behind it was never
     // committed: terms do not fall in a log.
     if let Some(stale) = replay.entries.iter().position(|it| it.term < start.term) {

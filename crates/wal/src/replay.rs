@@ -27,6 +27,10 @@ pub struct Replay {
     /// The entries after the snapshot, without those that were overwritten. Those above
     /// `hard_state.commit` may still be overwritten.
     pub entries: Vec<Entry>,
+    /// Whether the log was overwritten, after `entries` were written, from one on that the snapshot
+    /// covers: they are no part of the log then, and whoever starts from it leaves them out. etcd's
+    /// reader gives them out too, and does not tell.
+    pub void: bool,
     /// Whether the log has a record of the snapshot that reading began at. etcd's reader calls
     /// it an error when there is none, its writer does not: see [`Replay::require_snapshot`].
     pub snapshot_found: bool,
@@ -109,10 +113,11 @@ impl Replayer {
         let at = self.replay.at;
         self.last_index = entry.index;
         let Some(ahead) = entry.index.0.checked_sub(at.index.0).filter(|n| *n > 0) else {
-            // What followed the entry that it replaces is void, too, though a snapshot covers this one.
-            self.replay.entries.clear();
+            self.replay.void = !self.replay.entries.is_empty();
             return Ok(());
         };
+        // From the first one on they are new.
+        self.replay.void &= ahead > 1;
         let entries = &mut self.replay.entries;
         match usize::try_from(ahead - 1) {
             Ok(position) if position <= entries.len() => {

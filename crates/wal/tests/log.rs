@@ -308,9 +308,16 @@ fn entries_behind_one_that_was_replaced_are_void_though_a_snapshot_covers_it() {
     };
     wal.save_snapshot(mark, &conf_state()).unwrap();
     drop(wal);
-    let (_wal, replay) = Wal::open(files, dir, mark, options(1 << 20)).unwrap();
-    assert_eq!(replay.entries, []);
+    let (mut wal, replay) = Wal::open(files.clone(), dir, mark, options(1 << 20)).unwrap();
+    assert!(replay.void);
     assert!(replay.snapshot_found);
+    // What is written next is not.
+    wal.append(None, &[of_term(6, 3)]).unwrap();
+    wal.commit(true).unwrap();
+    drop(wal);
+    let (_wal, replay) = Wal::open(files, dir, mark, options(1 << 20)).unwrap();
+    assert!(!replay.void);
+    assert_eq!(replay.entries, [of_term(6, 3)]);
 }
 
 #[test]

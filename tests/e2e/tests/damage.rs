@@ -78,13 +78,16 @@ fn flip(path: &Path, at: usize) {
 fn a_log_with_a_flipped_bit_is_refused_and_serves_again_once_it_is_mended() {
     let mut process = stopped();
     let log = log_of(&process);
-    // In the middle of the entries, with whole records behind it.
-    flip(&log, 4_000);
+    // In a value in the middle of the entries, with whole records behind it.
+    let bytes = std::fs::read(&log).unwrap();
+    let value = bytes[4_000..].windows(100).position(|it| it == [7; 100]);
+    let at = 4_000 + value.unwrap();
+    flip(&log, at);
     refused(
         &mut process,
         &["crc", "0000000000000000-0000000000000000.wal"],
     );
-    flip(&log, 4_000);
+    flip(&log, at);
     process.restart().unwrap();
 }
 
