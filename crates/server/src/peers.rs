@@ -22,6 +22,7 @@ use tokio::sync::oneshot;
 use crate::url::Url;
 
 pub(crate) mod forward;
+pub(crate) mod hashes;
 pub(crate) mod join;
 pub(crate) mod tls;
 
@@ -34,6 +35,8 @@ const RELEASE_PATIENCE: Duration = Duration::from_secs(1);
 /// The other members.
 pub(crate) struct Links {
     shared: Arc<Shared>,
+    /// Where questions wait for their answers: the thread that asks for releases.
+    questions: tokio::runtime::Handle,
     /// Asks for releases.
     asking: Mutex<Option<(JoinHandle<()>, oneshot::Sender<()>)>>,
     pub(crate) client: PeerClient,
@@ -90,6 +93,7 @@ impl Links {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
+        let questions = runtime.handle().clone();
         let asking = std::thread::Builder::new()
             .name("releases".to_owned())
             .spawn(move || {
@@ -102,6 +106,7 @@ impl Links {
             })?;
         Ok(Links {
             shared,
+            questions,
             asking: Mutex::new(Some((asking, end))),
             client,
         })
@@ -280,6 +285,21 @@ impl keelson_node::Peers for Links {
         let state = self.shared.lock();
         let known = state.releases.get(&member).cloned();
         known.unwrap_or(Release::NotAsked)
+    }
+
+    fn ask_hash(&self, member: MemberId, revision: i64, round: u64) {
+        let state = self.shared.lock();
+        let (Some(attached), Some(urls)) = (&state.attached, state.members.get(&member)) else {
+            // Whoever is not asked counts as silent.
+            return;
+        };
+        let (node, urls, client) = (attached.node.clone(), urls.clone(), self.client.clone());
+        drop(state);
+        self.questions.spawn(async move {
+            let patience = node.config().request_timeout();
+            let answer = hashes::ask(&client, node.cluster_id(), &urls, revision, patience).await;
+            node.report_hash(round, member, answer);
+        });
     }
 }
 
