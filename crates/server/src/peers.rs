@@ -155,13 +155,6 @@ impl Links {
             .unwrap_or_default()
     }
 
-    /// Since when, on the member's clock, this one has been connected to each of the others.
-    pub(crate) fn connected(&self) -> BTreeMap<MemberId, Duration> {
-        let state = self.shared.lock();
-        let since = |id: &MemberId| Some((*id, state.since(*id)?));
-        state.members.keys().filter_map(since).collect()
-    }
-
     /// Numbers for metrics; none before the beginning and after the end.
     pub(crate) fn stats(&self) -> Option<Arc<Stats>> {
         let state = self.shared.lock();
