@@ -461,7 +461,9 @@ fn node_config(config: &Checked, peers: &Links) -> Result<keelson_node::Config, 
         Ok(born) => {
             if !config.has_log() {
                 let asked = join::beginning(&peers.client, &born, &version, learners_max);
-                beginning = look("a look at the other members", asked)??;
+                let found = look("a look at the other members", asked)??;
+                peers.joins(found.others);
+                beginning = found.beginning;
             }
             let members = born.members.into_iter().map(|(name, urls)| {
                 let urls = urls.iter().map(Url::to_string).collect();

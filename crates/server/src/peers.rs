@@ -51,6 +51,8 @@ struct Shared {
 struct State {
     members: BTreeMap<MemberId, Vec<String>>,
     releases: BTreeMap<MemberId, Release>,
+    /// The members of a cluster that is joined: they are answered before the log says who they are.
+    remotes: Vec<(MemberId, Vec<String>)>,
     /// Once the node knows who it is, until it stops.
     attached: Option<Attached>,
 }
@@ -112,11 +114,21 @@ impl Links {
         })
     }
 
+    /// These are the members of the cluster that is being joined.
+    pub(crate) fn joins(&self, remotes: Vec<(MemberId, Vec<String>)>) {
+        self.shared.lock().remotes = remotes;
+    }
+
     /// Lets messages flow: the node knows who it is.
     pub(crate) fn attach(&self, peers: Peers, node: &Node) {
         let mut state = self.shared.lock();
         for (member, urls) in &state.members {
             if let Err(error) = peers.add_peer(*member, urls) {
+                tracing::warn!("remote-peer-id" = %member, %error, "a member cannot be reached");
+            }
+        }
+        for (member, urls) in &state.remotes {
+            if let Err(error) = peers.add_remote(*member, urls) {
                 tracing::warn!("remote-peer-id" = %member, %error, "a member cannot be reached");
             }
         }
