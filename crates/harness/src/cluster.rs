@@ -1,7 +1,7 @@
 //! Several members of ours inside the test's own process, with the links between them.
 
 use std::net::{Ipv4Addr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 
 use anyhow::{Context as _, bail};
@@ -151,6 +151,12 @@ impl TestCluster {
     #[must_use]
     pub fn client_url(&self, number: usize) -> String {
         format!("http://127.0.0.1:{}", self.seats[number].client_port)
+    }
+
+    /// Where a member has its files.
+    #[must_use]
+    pub fn data_dir(&self, number: usize) -> &Path {
+        &self.seats[number].data_dir
     }
 
     /// Where other members find a member.

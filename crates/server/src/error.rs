@@ -20,6 +20,9 @@ pub enum Error {
     /// Refused: the cluster that was to be begun or joined does not take this member so.
     #[error("{0}")]
     Join(String),
+    /// Refused: the data of this member is not that of the others, or cannot be compared with it.
+    #[error("{0}")]
+    Corrupt(String),
     /// Refused: the process may open too few files to serve anybody.
     #[error(
         "file descriptor limit {limit} of etcd process is too low; please set higher than {reserved}"

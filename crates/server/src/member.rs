@@ -25,7 +25,7 @@ use crate::http::peer::PeerRoutes;
 use crate::leader::LeaderLoss;
 use crate::logging::{self, json};
 use crate::metrics::Metrics;
-use crate::peers::{self, Links, join};
+use crate::peers::{self, Links, hashes, join};
 use crate::pool::Pool;
 use crate::serving::{Limits, Purpose, Serving};
 use crate::state::{Settings, State};
@@ -165,6 +165,7 @@ impl Member {
             what: "the threads for other members",
             source,
         })?);
+        let was_member = config.has_log();
         let node_config = node_config(&config, &peers)?;
         let replies = Arc::clone(&tickets);
         let ways = Arc::clone(&peers);
@@ -196,8 +197,23 @@ impl Member {
             metrics_serving: None,
             state,
         };
+        if was_member && config.feature_gates.enabled(Gate::InitialCorruptCheck) {
+            member.compare_with_others()?;
+        }
         member.serve(&config, sockets, transport, threads, connections_max)?;
         Ok(member)
+    }
+
+    /// Refuses to go on with other data than the other members have. Nothing has been sent to them yet.
+    fn compare_with_others(&self) -> Result<(), Error> {
+        let State { peers, node, .. } = &*self.state;
+        let compared = look(
+            "a comparison with other members",
+            hashes::at_start(peers, node),
+        );
+        compared.flatten().inspect_err(|error| {
+            warn!(%error, "checkInitialHashKV failed");
+        })
     }
 
     /// Opens the doors: metrics at once, clients when the member has joined its cluster.
@@ -445,14 +461,9 @@ fn node_config(config: &Checked, peers: &Links) -> Result<keelson_node::Config, 
         Ok(born) => {
             if !config.has_log() {
                 let asked = join::beginning(&peers.client, &born, &version, learners_max);
-                let runtime = tokio::runtime::Builder::new_current_thread()
-                    .enable_all()
-                    .build();
-                let runtime = runtime.map_err(|source| Error::Threads {
-                    what: "a look at the other members",
-                    source,
-                })?;
-                beginning = runtime.block_on(asked)?;
+                let found = look("a look at the other members", asked)??;
+                peers.joins(found.others);
+                beginning = found.beginning;
             }
             let members = born.members.into_iter().map(|(name, urls)| {
                 let urls = urls.iter().map(Url::to_string).collect();
@@ -490,6 +501,11 @@ fn node_config(config: &Checked, peers: &Links) -> Result<keelson_node::Config, 
             Some(AutoCompaction::Periodic(time)) => keelson_node::AutoCompaction::Periodic(time),
             Some(AutoCompaction::Revision(keep)) => keelson_node::AutoCompaction::Revision(keep),
         },
+        corrupt_check: (!config.corrupt_check_time.is_zero()).then_some(config.corrupt_check_time),
+        compact_hash_check: config
+            .feature_gates
+            .enabled(Gate::CompactHashCheck)
+            .then_some(config.compact_hash_check_time),
         slow_apply: config.warning_apply_duration,
         beginning,
         max_learners: learners_max,
@@ -497,6 +513,15 @@ fn node_config(config: &Checked, peers: &Links) -> Result<keelson_node::Config, 
         version,
         ..keelson_node::Config::new(&config.name, &config.data_dir, "")
     })
+}
+
+/// Waits for what other members are asked before the member takes part.
+fn look<T>(what: &'static str, asked: impl Future<Output = T>) -> Result<T, Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let runtime = runtime.map_err(|source| Error::Threads { what, source })?;
+    Ok(runtime.block_on(asked))
 }
 
 /// The release to which a version belongs: 3.7.0 of 3.7.1.

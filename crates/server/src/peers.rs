@@ -22,6 +22,7 @@ use tokio::sync::oneshot;
 use crate::url::Url;
 
 pub(crate) mod forward;
+pub(crate) mod hashes;
 pub(crate) mod join;
 pub(crate) mod tls;
 
@@ -34,6 +35,8 @@ const RELEASE_PATIENCE: Duration = Duration::from_secs(1);
 /// The other members.
 pub(crate) struct Links {
     shared: Arc<Shared>,
+    /// Where questions wait for their answers: the thread that asks for releases.
+    questions: tokio::runtime::Handle,
     /// Asks for releases.
     asking: Mutex<Option<(JoinHandle<()>, oneshot::Sender<()>)>>,
     pub(crate) client: PeerClient,
@@ -48,6 +51,8 @@ struct Shared {
 struct State {
     members: BTreeMap<MemberId, Vec<String>>,
     releases: BTreeMap<MemberId, Release>,
+    /// The members of a cluster that is joined: they are answered before the log says who they are.
+    remotes: Vec<(MemberId, Vec<String>)>,
     /// Once the node knows who it is, until it stops.
     attached: Option<Attached>,
 }
@@ -90,6 +95,7 @@ impl Links {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
+        let questions = runtime.handle().clone();
         let asking = std::thread::Builder::new()
             .name("releases".to_owned())
             .spawn(move || {
@@ -102,9 +108,15 @@ impl Links {
             })?;
         Ok(Links {
             shared,
+            questions,
             asking: Mutex::new(Some((asking, end))),
             client,
         })
+    }
+
+    /// These are the members of the cluster that is being joined.
+    pub(crate) fn joins(&self, remotes: Vec<(MemberId, Vec<String>)>) {
+        self.shared.lock().remotes = remotes;
     }
 
     /// Lets messages flow: the node knows who it is.
@@ -112,6 +124,11 @@ impl Links {
         let mut state = self.shared.lock();
         for (member, urls) in &state.members {
             if let Err(error) = peers.add_peer(*member, urls) {
+                tracing::warn!("remote-peer-id" = %member, %error, "a member cannot be reached");
+            }
+        }
+        for (member, urls) in &state.remotes {
+            if let Err(error) = peers.add_remote(*member, urls) {
                 tracing::warn!("remote-peer-id" = %member, %error, "a member cannot be reached");
             }
         }
@@ -148,13 +165,6 @@ impl Links {
             .get(&id)
             .cloned()
             .unwrap_or_default()
-    }
-
-    /// Since when, on the member's clock, this one has been connected to each of the others.
-    pub(crate) fn connected(&self) -> BTreeMap<MemberId, Duration> {
-        let state = self.shared.lock();
-        let since = |id: &MemberId| Some((*id, state.since(*id)?));
-        state.members.keys().filter_map(since).collect()
     }
 
     /// Numbers for metrics; none before the beginning and after the end.
@@ -280,6 +290,21 @@ impl keelson_node::Peers for Links {
         let state = self.shared.lock();
         let known = state.releases.get(&member).cloned();
         known.unwrap_or(Release::NotAsked)
+    }
+
+    fn ask_hash(&self, member: MemberId, revision: i64, round: u64) {
+        let state = self.shared.lock();
+        let (Some(attached), Some(urls)) = (&state.attached, state.members.get(&member)) else {
+            // Whoever is not asked counts as silent.
+            return;
+        };
+        let (node, urls, client) = (attached.node.clone(), urls.clone(), self.client.clone());
+        drop(state);
+        self.questions.spawn(async move {
+            let patience = node.config().request_timeout();
+            let answer = hashes::ask(&client, node.cluster_id(), &urls, revision, patience).await;
+            node.report_hash(round, member, answer);
+        });
     }
 }
 

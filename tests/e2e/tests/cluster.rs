@@ -85,6 +85,33 @@ async fn three_members_survive_the_loss_of_any_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_a_leader_takes_with_it_says_why_it_timed_out() {
+    let cluster = TestCluster::start(3).unwrap();
+    // Should the leader step down before the write reaches it, that one is kept for the next leader.
+    let mut refused = None;
+    for _ in 0..5 {
+        let old = cluster.wait_for_leader().unwrap();
+        let client = cluster.client_of(old).await.unwrap();
+        soon(client.get(Get::key("none"))).await.unwrap();
+        cluster.isolate(old);
+        let put = tokio::spawn(async move { client.put(Put::new("lost", "value")).await });
+        wait::until(|| cluster.leader().filter(|leader| *leader != old)).unwrap();
+        cluster.heal();
+        let written = soon(put).await.unwrap();
+        if let Err(error) = written {
+            refused = Some(error.to_string());
+            break;
+        }
+    }
+    let refused = refused.expect("one write is lost with its leader");
+    let why = [
+        "etcdserver: request timed out, possibly due to previous leader failure",
+        "etcdserver: request timed out, possibly due to connection lost",
+    ];
+    assert!(why.contains(&&*refused), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_stops_hands_over() {
     let mut cluster = TestCluster::start(3).unwrap();
     let leader = cluster.wait_for_leader().unwrap();

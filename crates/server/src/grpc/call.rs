@@ -279,7 +279,12 @@ impl Call {
             Some(_) => Err(mismatched()),
             // Without a leader the hand-over itself gets no further, and etcd says so in other words.
             None if !self.state.node.has_leader() => Err(ApiError::ContextDeadlineExceeded.into()),
-            None => Err(ApiError::Timeout.into()),
+            None => {
+                let node = &self.state.node;
+                let now = node.env().clock.now();
+                let began = now.saturating_sub(started.elapsed());
+                Err(node.timeout_error(began).into())
+            }
         };
         metrics.failed_proposals.inc();
         metrics.request(kind, false, started.elapsed());

@@ -1,13 +1,13 @@
 //! The members of the cluster, and changing them.
 //!
-//! The checks that keep a quorum alive are made here, by the member that is asked, and not at apply:
-//! what they look at is known to it alone (api.md 2.10).
+//! The checks that keep a quorum alive are made by the member that is asked, and not at apply: what they
+//! look at is known to it alone (`keelson_node::conf`).
 
 use std::time::Duration;
 
 use keelson_node::{Order, Reply};
 use keelson_proto::ApiError;
-use keelson_proto::entry::{ConfChange, ConfChangeKind};
+use keelson_proto::entry::ConfChange;
 use keelson_proto::ids::MemberId;
 use keelson_proto::rpc::etcdserverpb::{
     Member, MemberAddRequest, MemberAddResponse, MemberListRequest, MemberListResponse,
@@ -16,7 +16,7 @@ use keelson_proto::rpc::etcdserverpb::{
 };
 use keelson_store::Outcome;
 use keelson_store::auth::Need;
-use keelson_store::member::{self, Membership};
+use keelson_store::member;
 use keelson_transport::MemberInfo;
 
 use super::call::{Call, mismatched};
@@ -24,9 +24,6 @@ use super::splice::Answer;
 use super::status::Status;
 use crate::peers::forward::{Forwarding, PATIENCE, refusal};
 use crate::url::Url;
-
-/// How long a member must have been connected to count as healthy: the reference's.
-const HEALTH_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How long whoever forwards waits before it tries again.
 const FORWARD_PAUSE: Duration = Duration::from_millis(100);
@@ -51,13 +48,9 @@ pub(super) async fn member_add(call: &Call, request: MemberAddRequest) -> Result
     let now = call.state.node.env().clock.wall().as_secs();
     let now = i64::try_from(now).unwrap_or(i64::MAX);
     let member = member::Member::new(String::new(), urls, "", Some(now), request.is_learner);
-    may_add(call, &member)?;
-    let kind = if member.is_learner {
-        ConfChangeKind::AddLearnerNode
-    } else {
-        ConfChangeKind::AddNode
-    };
-    change(call, kind, member.id, member.add_context()).await?;
+    let added = call.state.node.surroundings(|it| it.add(&member));
+    let added = added.map_err(|error| rejected("add", member.id, error))?;
+    change(call, added).await?;
     Ok(Answer::message(&MemberAddResponse {
         header: Some(call.header(0)),
         member: Some(shown(&member)),
@@ -71,8 +64,9 @@ pub(super) async fn member_remove(
 ) -> Result<Answer, Status> {
     call.permit(&Need::Admin)?;
     let id = MemberId(request.id);
-    may_remove(call, id)?;
-    change(call, ConfChangeKind::RemoveNode, id, Vec::new()).await?;
+    let removed = call.state.node.surroundings(|it| it.remove(id));
+    let removed = removed.map_err(|error| rejected("remove", id, error))?;
+    change(call, removed).await?;
     Ok(Answer::message(&MemberRemoveResponse {
         header: Some(call.header(0)),
         members: all(call),
@@ -85,12 +79,9 @@ pub(super) async fn member_update(
 ) -> Result<Answer, Status> {
     call.permit(&Need::Admin)?;
     let id = MemberId(request.id);
-    let member = member::Member {
-        id,
-        peer_urls: request.peer_ur_ls,
-        ..member::Member::default()
-    };
-    change(call, ConfChangeKind::UpdateNode, id, member.to_json()).await?;
+    let urls = request.peer_ur_ls;
+    let updated = call.state.node.surroundings(|it| it.update(id, urls));
+    change(call, updated).await?;
     Ok(Answer::message(&MemberUpdateResponse {
         header: Some(call.header(0)),
         members: all(call),
@@ -148,21 +139,11 @@ async fn promote_here(call: &Call, id: MemberId) -> Result<(), Status> {
     let Reply::Progress(progress) = call.order(Order::Progress).await? else {
         return Err(mismatched());
     };
-    let matched = |of: MemberId| {
-        let found = progress.iter().find(|it| it.member == of);
-        found.map(|it| it.matched.0)
-    };
-    let own = matched(call.state.node.member_id()).ok_or(ApiError::NotLeader)?;
-    let theirs = matched(id).unwrap_or(0);
-    // In whole numbers, since an index may be past what a float tells apart.
-    if u128::from(theirs) * 10 < u128::from(own) * 9 {
-        return Err(ApiError::LearnerNotReady.into());
-    }
-    if call.state.node.config().strict_reconfig && !members.may_promote() {
-        return Err(ApiError::MemberNotEnoughStarted.into());
-    }
-    let context = member::Member::promote_context(id);
-    change(call, ConfChangeKind::AddNode, id, context).await
+    let promoted = call
+        .state
+        .node
+        .surroundings(|it| it.promote(id, &progress))?;
+    change(call, promoted).await
 }
 
 /// Asks the leader to promote, until it has, says why not, or the time is up.
@@ -204,64 +185,11 @@ fn told(member: MemberInfo) -> Member {
 
 /// Proposes a change and waits until consensus itself has applied it. There is no time-out of ours: it
 /// takes as long as a quorum does, or until the caller has waited long enough.
-async fn change(
-    call: &Call,
-    kind: ConfChangeKind,
-    member: MemberId,
-    context: Vec<u8>,
-) -> Result<(), Status> {
-    let change = ConfChange {
-        id: 0,
-        kind,
-        member,
-        context: context.into(),
-    };
+async fn change(call: &Call, change: ConfChange) -> Result<(), Status> {
     match call.propose_conf_change(change).await? {
         Outcome::Refused(error) => Err(error.into()),
         _ => Ok(()),
     }
-}
-
-/// Whether adding a member keeps the quorum alive.
-fn may_add(call: &Call, member: &member::Member) -> Result<(), Status> {
-    if !call.state.node.config().strict_reconfig {
-        return Ok(());
-    }
-    let members = call.shared().members();
-    if !member.is_learner && !members.may_add_voter() {
-        return Err(rejected("add", member.id, ApiError::MemberNotEnoughStarted));
-    }
-    let voters = members.voters().count();
-    // The new one counts as down.
-    if voters > 1 && healthy(call, &members) < quorum(voters + 1) {
-        return Err(rejected("add", member.id, ApiError::Unhealthy));
-    }
-    Ok(())
-}
-
-/// Whether removing a member keeps the quorum alive.
-fn may_remove(call: &Call, id: MemberId) -> Result<(), Status> {
-    let node = &call.state.node;
-    if !node.config().strict_reconfig {
-        return Ok(());
-    }
-    let members = call.shared().members();
-    if members.member(id).is_some_and(|member| member.is_learner) {
-        return Ok(());
-    }
-    if !members.may_remove_voter(id) {
-        return Err(rejected("remove", id, ApiError::MemberNotEnoughStarted));
-    }
-    let is_down = id != node.member_id() && !call.state.peers.connected().contains_key(&id);
-    // One that is down is no part of the quorum that is alive.
-    if is_down {
-        return Ok(());
-    }
-    let left = members.voters().count().saturating_sub(1);
-    if healthy(call, &members).saturating_sub(1) < quorum(left) {
-        return Err(rejected("remove", id, ApiError::Unhealthy));
-    }
-    Ok(())
 }
 
 fn rejected(what: &'static str, id: MemberId, error: ApiError) -> Status {
@@ -271,24 +199,6 @@ fn rejected(what: &'static str, id: MemberId, error: ApiError) -> Status {
         "rejecting member {what} request"
     );
     error.into()
-}
-
-fn quorum(of: usize) -> usize {
-    of / 2 + 1
-}
-
-/// Voters that have been connected for a while, this member with them.
-fn healthy(call: &Call, members: &Membership) -> usize {
-    let node = &call.state.node;
-    let connected = call.state.peers.connected();
-    let now = node.env().clock.now();
-    let long = |id: MemberId| {
-        let since = connected.get(&id);
-        since.is_some_and(|since| *since + HEALTH_INTERVAL < now)
-    };
-    let own = node.member_id();
-    let voters = members.voters().map(|member| member.id);
-    voters.filter(|id| *id == own || long(*id)).count()
 }
 
 fn all(call: &Call) -> Vec<Member> {

@@ -27,6 +27,13 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// The oldest cluster that can be joined.
 const MIN_CLUSTER: Version = Version::new(3, 0, 0);
 
+/// What was found out.
+pub(crate) struct Found {
+    pub(crate) beginning: Beginning,
+    /// The others of a cluster that is joined, with their peer URLs.
+    pub(crate) others: Vec<(MemberId, Vec<String>)>,
+}
+
 /// How a member without a log begins.
 ///
 /// # Errors
@@ -37,20 +44,28 @@ pub(crate) async fn beginning(
     born: &Bootstrap,
     own_version: &Version,
     learners_max: usize,
-) -> Result<Beginning, Error> {
+) -> Result<Found, Error> {
     let others = || born.members.iter().filter(|(name, _)| *name != born.name);
     let mut urls: Vec<&Url> = others().flat_map(|(_, urls)| urls).collect();
     urls.sort();
     match born.state {
         ClusterState::New => {
             check_not_begun(client, born, &urls).await?;
-            Ok(Beginning::New)
+            Ok(Found {
+                beginning: Beginning::New,
+                others: Vec::new(),
+            })
         }
         ClusterState::Existing => {
             let listed = ask_for_members(client, &urls).await?;
             let (cluster, member) = matched(born, &listed, learners_max)?;
             check_versions(client, &urls, own_version).await?;
-            Ok(Beginning::Join { cluster, member })
+            let others = listed.members.into_iter();
+            let others = others.map(|it| (MemberId(it.id), it.peer_urls));
+            Ok(Found {
+                beginning: Beginning::Join { cluster, member },
+                others: others.filter(|(id, _)| *id != member).collect(),
+            })
         }
     }
 }
@@ -145,6 +160,7 @@ fn matched(
 
 /// The cluster must be of a release that this member can serve.
 async fn check_versions(client: &PeerClient, urls: &[&Url], own: &Version) -> Result<(), Error> {
+    let downgrading = is_downgrading(client, urls).await;
     let mut answered = false;
     for url in urls {
         let Ok(answer) = client.version(url.as_str(), JOIN_PATIENCE).await else {
@@ -155,8 +171,7 @@ async fn check_versions(client: &PeerClient, urls: &[&Url], own: &Version) -> Re
         let Ok(version) = Version::parse(&answer.etcdcluster) else {
             continue;
         };
-        let above = (version.major, version.minor) > (own.major, own.minor);
-        if above || version < MIN_CLUSTER {
+        if !fits(&version, own, downgrading) {
             return Err(Error::Join(format!(
                 "incompatible with current running cluster (it is at {version}, this member at {own})"
             )));
@@ -167,6 +182,28 @@ async fn check_versions(client: &PeerClient, urls: &[&Url], own: &Version) -> Re
     } else {
         Err(Error::Join("no member says its version".to_owned()))
     }
+}
+
+/// Whether the cluster is on its way to an older release, as the first says that answers.
+async fn is_downgrading(client: &PeerClient, urls: &[&Url]) -> bool {
+    for url in urls {
+        match client.downgrade_enabled(url.as_str(), JOIN_PATIENCE).await {
+            Ok(enabled) => return enabled,
+            Err(error) => {
+                tracing::warn!(address = %url, %error, "failed to get downgrade enabled status");
+            }
+        }
+    }
+    false
+}
+
+/// Whether a member may join a cluster of a version: of its own or an older one, but one minor above if
+/// the cluster is taken down to this member's release.
+fn fits(cluster: &Version, own: &Version, downgrading: bool) -> bool {
+    if downgrading {
+        return (cluster.major, cluster.minor) == (own.major, own.minor + 1);
+    }
+    (cluster.major, cluster.minor) <= (own.major, own.minor) && *cluster >= MIN_CLUSTER
 }
 
 #[cfg(test)]
@@ -211,6 +248,30 @@ mod tests {
             1,
         );
         assert_eq!(found.unwrap(), (ClusterId(9), MemberId(7)));
+    }
+
+    #[test]
+    fn a_cluster_is_joined_at_the_own_version_or_below_and_above_only_on_its_way_down() {
+        let fits = |cluster, downgrading| {
+            let own = Version::new(3, 7, 0);
+            super::fits(&Version::parse(cluster).unwrap(), &own, downgrading)
+        };
+        for (cluster, normally, downgrading) in [
+            ("2.3.0", false, false),
+            ("3.0.0", true, false),
+            ("3.6.0", true, false),
+            ("3.7.0", true, false),
+            ("3.8.0", false, true),
+            ("3.9.0", false, false),
+            ("4.8.0", false, false),
+        ] {
+            assert_eq!(fits(cluster, false), normally, "{cluster}");
+            assert_eq!(
+                fits(cluster, true),
+                downgrading,
+                "{cluster} on its way down"
+            );
+        }
     }
 
     #[test]
