@@ -149,7 +149,7 @@ impl Watching {
             hub.take_batches(state);
             while let Some(jobs) = hub.jobs() {
                 let shared = Arc::clone(state.shared());
-                let bytes_max = hub.fetch_bytes(&jobs);
+                let bytes_max = hub.fetch_bytes();
                 let fetched = state
                     .pool
                     .run(FETCH_COST, move || fetch(&shared, jobs, bytes_max))
@@ -255,20 +255,16 @@ impl Hub {
         }
     }
 
-    /// How much to fetch at once: no more than a stream has room for, and little while many are slow, since
-    /// each of them holds what was fetched for it.
-    fn fetch_bytes(&self, jobs: &[keelson_store::watch::Job]) -> usize {
+    /// How much to fetch at once: little while many streams are slow, since each of them holds what was
+    /// fetched for it.
+    fn fetch_bytes(&self) -> usize {
         let core = lock(&self.core);
         let queued: usize = core.streams.values().map(Stream::queued_bytes).sum();
-        let most = if queued < HUB_BYTES {
+        if queued < HUB_BYTES {
             FETCH_BYTES
         } else {
             SMALL_FETCH_BYTES
-        };
-        let streams = jobs
-            .iter()
-            .filter_map(|job| core.streams.get(&job.target.stream));
-        most.min(streams.map(Stream::room).max().unwrap_or_default())
+        }
     }
 
     /// What to fetch next; watchers whose stream is full wait until it is not.
@@ -327,7 +323,14 @@ impl Hub {
                     previous,
                     mut upto,
                 } => {
-                    let fitting = fitting(&events, &previous, stream.room());
+                    let max = state.settings.message_max();
+                    // As from etcd, all that one fetch brings is one answer, for who reads what it is sent.
+                    let room = if stream.has_room() {
+                        usize::MAX
+                    } else {
+                        stream.room()
+                    };
+                    let fitting = fitting(&events, &previous, room);
                     if let Some(next) = events.get(fitting) {
                         // The rest is fetched again when there is room.
                         upto = next.revision.main - 1;
@@ -343,7 +346,6 @@ impl Hub {
                         .fetch_add(events.len() as u64, Ordering::Relaxed);
                     let events: Vec<&EventRecord> = events.iter().collect();
                     let header = state.header_now();
-                    let max = state.settings.message_max();
                     let fragment = watch.flags.fragment.then_some(max);
                     for bytes in
                         response::events(&header, target.watch_id, &events, &previous, fragment)
@@ -867,7 +869,8 @@ mod tests {
             })
             .collect();
         assert_eq!(queued.len(), 4);
-        let most = STREAM_BYTES_MAX + LARGEST;
+        // Half full, a fetch with the values that its events replaced, and a revision more of each.
+        let most = STREAM_BYTES_MAX / 2 + 2 * FETCH_BYTES + 2 * LARGEST;
         for bytes in queued {
             assert!(
                 bytes > STREAM_BYTES_MAX / 2,
