@@ -8,6 +8,7 @@
 pub mod call;
 pub mod compare;
 mod fill;
+mod members;
 pub mod replay;
 pub mod schema;
 pub mod script;

@@ -64,6 +64,21 @@ fn lock_and_election_calls_answer_as_recorded() -> Result {
 }
 
 #[test]
+fn member_calls_and_a_lost_quorum_answer_as_recorded() -> Result {
+    replay("cluster.jsonl")
+}
+
+#[test]
+fn a_learner_answers_as_recorded() -> Result {
+    replay("learner.jsonl")
+}
+
+#[test]
+fn a_follower_answers_as_recorded() -> Result {
+    replay("follower.jsonl")
+}
+
+#[test]
 fn what_ends_etcd_is_refused() -> Result {
     replay("crash.jsonl")
 }

@@ -11,6 +11,8 @@ use sha2::{Digest as _, Sha256};
 pub struct Script {
     /// The file, for reports.
     pub path: PathBuf,
+    /// What it is about: the name of the script that made it.
+    pub name: String,
     /// The recorded command line of the server, with the program's name first.
     pub server_args: Vec<String>,
     /// What was done, in order.
@@ -50,6 +52,8 @@ pub struct Unary {
     pub request_json: Value,
     /// The answer.
     pub answer: Answer,
+    /// Whether the client set no deadline: the server itself gave up.
+    pub no_deadline: bool,
 }
 
 /// How a call or stream ended.
@@ -156,6 +160,10 @@ impl Script {
         let server_args = first["server_args"]
             .as_array()
             .context("the first line has no server_args")?;
+        let name = first["script"]
+            .as_str()
+            .context("the first line has no script")?
+            .to_owned();
         let server_args = server_args
             .iter()
             .filter_map(Value::as_str)
@@ -172,6 +180,7 @@ impl Script {
         }
         Ok(Self {
             path: path.to_owned(),
+            name,
             server_args,
             steps,
         })
@@ -227,6 +236,9 @@ fn action(line: &Value) -> Result<Action> {
         request,
         request_json,
         answer,
+        no_deadline: line["note"]
+            .as_str()
+            .is_some_and(|note| note.starts_with("no client deadline")),
     }))
 }
 
