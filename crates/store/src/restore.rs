@@ -408,10 +408,10 @@ mod tests {
     use super::*;
     use keelson_proto::rpc::membershippb::ClusterVersionSetRequest;
 
-    fn check(storage: Option<&str>, cluster: &str) -> Result<(), Error> {
+    fn check(storage: Option<&str>, cluster: &str, term: u64) -> Result<(), Error> {
         let meta = Meta {
             index: LogIndex(9),
-            term: Term(2),
+            term: Term(term),
             storage_version: storage.map(|it| Version::parse(it).unwrap()),
             scheduled: -1,
             finished: -1,
@@ -426,10 +426,15 @@ mod tests {
 
     #[test]
     fn a_cluster_that_has_not_agreed_on_a_version_comes_back() {
-        assert!(check(None, "3.0.0").is_ok());
-        assert!(check(None, "3.7.0").is_ok());
-        assert!(check(Some("3.7.0"), "3.7.0").is_ok());
-        assert!(check(None, "3.5.0").is_err());
-        assert!(check(Some("3.9.0"), "3.7.0").is_err());
+        assert!(check(None, "3.0.0", 2).is_ok());
+        assert!(check(None, "3.7.0", 2).is_ok());
+        assert!(check(Some("3.7.0"), "3.7.0", 2).is_ok());
+        assert!(check(Some("3.9.0"), "3.7.0", 2).is_err());
+    }
+
+    #[test]
+    fn a_file_of_3_5_is_told_from_an_older_one_by_its_term() {
+        assert!(check(None, "3.5.0", 2).is_ok());
+        assert!(check(None, "3.4.0", 0).is_err());
     }
 }

@@ -2,7 +2,7 @@
 //! bytes as they come and give whole messages.
 //!
 //! 1. Nothing is allocated for a length that was only announced: a decoder holds what has arrived.
-//! 2. A frame past [`FRAME_BYTES_MAX`] is an error as soon as its length is known.
+//! 2. A frame past `FRAME_BYTES_MAX` is an error as soon as its length is known.
 //! 3. A decoder never looks twice at what it has passed, so that many small pieces cost no more than
 //!    one large one.
 //!

@@ -6,10 +6,11 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs as _};
-use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
@@ -32,8 +33,8 @@ pub struct ListenOptions {
 pub enum Listener {
     /// A TCP socket.
     Tcp(TcpListener),
-    /// A Unix socket and its path.
-    Unix(UnixListener, PathBuf),
+    /// A Unix socket and its file, which goes with the last handle on it.
+    Unix(UnixListener, Arc<SocketFile>),
 }
 
 impl Listener {
@@ -76,15 +77,13 @@ impl Listener {
             remove_stale(path)?;
             let listener = UnixListener::bind(path)?;
             listener.set_nonblocking(true)?;
-            Ok(listener)
+            Ok(Listener::Unix(listener, Arc::new(SocketFile::of(path)?)))
         };
-        bind()
-            .map(|listener| Listener::Unix(listener, path.to_owned()))
-            .map_err(|source| Error::Bind {
-                network: "unix",
-                address: path.display().to_string(),
-                source,
-            })
+        bind().map_err(|source| Error::Bind {
+            network: "unix",
+            address: path.display().to_string(),
+            source,
+        })
     }
 
     /// `address:port` as bound (so with the port that the system chose for 0), or the path.
@@ -94,7 +93,7 @@ impl Listener {
             Listener::Tcp(listener) => listener
                 .local_addr()
                 .map_or_else(|_| String::new(), |address| address.to_string()),
-            Listener::Unix(_, path) => path.display().to_string(),
+            Listener::Unix(_, file) => file.path.display().to_string(),
         }
     }
 
@@ -116,7 +115,7 @@ impl Listener {
     pub fn try_clone(&self) -> io::Result<Listener> {
         Ok(match self {
             Listener::Tcp(listener) => Listener::Tcp(listener.try_clone()?),
-            Listener::Unix(listener, path) => Listener::Unix(listener.try_clone()?, path.clone()),
+            Listener::Unix(listener, file) => Listener::Unix(listener.try_clone()?, file.clone()),
         })
     }
 
@@ -131,9 +130,9 @@ impl Listener {
                 listener.set_nonblocking(true)?;
                 Acceptor::Tcp(tokio::net::TcpListener::from_std(listener)?)
             }
-            Listener::Unix(listener, _) => {
+            Listener::Unix(listener, file) => {
                 listener.set_nonblocking(true)?;
-                Acceptor::Unix(tokio::net::UnixListener::from_std(listener)?)
+                Acceptor::Unix(tokio::net::UnixListener::from_std(listener)?, file)
             }
         })
     }
@@ -161,8 +160,8 @@ fn bind_socket(address: SocketAddr, options: ListenOptions) -> io::Result<TcpLis
 pub enum Acceptor {
     /// A TCP socket.
     Tcp(tokio::net::TcpListener),
-    /// A Unix socket.
-    Unix(tokio::net::UnixListener),
+    /// A Unix socket and its file.
+    Unix(tokio::net::UnixListener, Arc<SocketFile>),
 }
 
 impl Acceptor {
@@ -174,7 +173,7 @@ impl Acceptor {
     pub async fn accept(&self) -> io::Result<Socket> {
         Ok(match self {
             Acceptor::Tcp(listener) => Socket::Tcp(listener.accept().await?.0.into_std()?),
-            Acceptor::Unix(listener) => Socket::Unix(listener.accept().await?.0.into_std()?),
+            Acceptor::Unix(listener, _) => Socket::Unix(listener.accept().await?.0.into_std()?),
         })
     }
 }
@@ -281,6 +280,39 @@ impl AsyncWrite for Stream {
     }
 }
 
+/// The file by which clients find a Unix socket. Removed when it is dropped, unless another socket has
+/// taken the path meanwhile.
+#[derive(Debug)]
+pub struct SocketFile {
+    path: PathBuf,
+    /// Device and inode.
+    identity: (u64, u64),
+}
+
+impl SocketFile {
+    fn of(path: &Path) -> io::Result<SocketFile> {
+        Ok(SocketFile {
+            path: path.to_owned(),
+            identity: identity(path)?,
+        })
+    }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    std::fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()))
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if !identity(&self.path).is_ok_and(|found| found == self.identity) {
+            return;
+        }
+        if let Err(error) = std::fs::remove_file(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "could not remove a socket's file");
+        }
+    }
+}
+
 /// Removes a socket that nobody serves any more.
 fn remove_stale(path: &Path) -> io::Result<()> {
     let kind = match std::fs::symlink_metadata(path) {
@@ -326,10 +358,28 @@ mod tests {
     fn a_socket_file_of_an_earlier_run_is_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("localhost:2379");
-        drop(Listener::bind_unix(&path).unwrap());
+        drop(UnixListener::bind(&path).unwrap());
         assert!(path.exists());
         let listener = Listener::bind_unix(&path).unwrap();
         assert_eq!(listener.local_address(), path.display().to_string());
+    }
+
+    #[test]
+    fn a_socket_file_goes_with_the_last_handle_and_no_other_is_taken_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let first = Listener::bind_unix(&path).unwrap();
+        let second = first.try_clone().unwrap();
+        drop(first);
+        assert!(path.exists());
+        drop(second);
+        assert!(!path.exists());
+
+        let early = Listener::bind_unix(&path).unwrap();
+        std::fs::rename(&path, dir.path().join("elsewhere")).unwrap();
+        let _late = Listener::bind_unix(&path).unwrap();
+        drop(early);
+        assert!(path.exists());
     }
 
     #[test]

@@ -194,14 +194,28 @@ pub(super) async fn health(state: &Arc<State>, origin: Origin, query: &str) -> R
     response
 }
 
+/// An alarm by the name that `exclude` takes: of a kind that this release does not know, its number.
+fn alarm_name(kind: i32) -> String {
+    AlarmType::try_from(kind)
+        .map_or_else(|_| kind.to_string(), |known| known.as_str_name().to_owned())
+}
+
+/// An alarm as the answer tells of it.
+fn alarm_reason(kind: i32) -> &'static str {
+    match AlarmType::try_from(kind) {
+        Ok(known @ (AlarmType::Nospace | AlarmType::Corrupt)) => known.as_str_name(),
+        Ok(AlarmType::None) | Err(_) => "UNKNOWN",
+    }
+}
+
 /// Why the member is not healthy: alarms, then the leader, then whether it can be read.
 async fn unhealthy(state: &Arc<State>, origin: Origin, query: &str) -> Option<String> {
     let alarms = state.shared().alarms().get(AlarmType::None.into());
     for alarm in alarms {
-        let name = alarm.alarm().as_str_name();
+        let name = alarm_name(alarm.alarm);
         if !values(query, "exclude").any(|excluded| excluded == name) {
             tracing::warn!(alarm = name, "serving /health false due to an alarm");
-            return Some(format!("ALARM {name}"));
+            return Some(format!("ALARM {}", alarm_reason(alarm.alarm)));
         }
     }
     if values(query, "serializable").next() == Some("true") {
@@ -223,6 +237,21 @@ async fn unhealthy(state: &Arc<State>, origin: Origin, query: &str) -> Option<St
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_alarm_of_an_unknown_kind_is_excluded_by_its_number() {
+        let all = [1, 2, 0, 9].map(|kind| (alarm_name(kind), alarm_reason(kind)));
+        let expected = [
+            ("NOSPACE", "NOSPACE"),
+            ("CORRUPT", "CORRUPT"),
+            ("NONE", "UNKNOWN"),
+            ("9", "UNKNOWN"),
+        ];
+        assert_eq!(
+            all,
+            expected.map(|(name, reason)| (name.to_owned(), reason))
+        );
+    }
 
     #[test]
     fn a_path_names_all_checks_of_a_kind_or_one() {
