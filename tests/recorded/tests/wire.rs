@@ -79,6 +79,17 @@ fn a_follower_answers_as_recorded() -> Result {
 }
 
 #[test]
+fn the_peer_port_of_a_loaded_member_answers_as_recorded() -> Result {
+    let outcome = data_folder().and_then(|folder| {
+        wire::replay_peer_port(
+            &folder.join("wire/peer-port.jsonl"),
+            &folder.join("etcd/3.7/basic/member.tar.gz"),
+        )
+    });
+    outcome.map_err(|error| Report(format!("{error:#}")))
+}
+
+#[test]
 fn what_ends_etcd_is_refused() -> Result {
     replay("crash.jsonl")
 }

@@ -133,7 +133,7 @@ pub struct HttpRequest {
     /// Headers of the request.
     pub headers: Vec<(String, String)>,
     /// Body of the request.
-    pub body: Option<String>,
+    pub body: Option<Vec<u8>>,
     /// The status of the answer.
     pub status: u16,
     /// The headers of the answer.
@@ -247,7 +247,9 @@ fn http(line: &Value) -> Result<HttpRequest> {
         method: text(line, "method")?,
         path: text(line, "path")?,
         headers: pairs(&line["request_headers"]),
-        body: line["request_body"].as_str().map(str::to_owned),
+        body: line["request_body"]
+            .as_str()
+            .map(|body| body.as_bytes().to_vec()),
         status: line["status"]
             .as_u64()
             .and_then(|status| u16::try_from(status).ok())
@@ -264,7 +266,7 @@ fn text(line: &Value, name: &str) -> Result<String> {
         .to_owned())
 }
 
-fn pairs(object: &Value) -> Vec<(String, String)> {
+pub(super) fn pairs(object: &Value) -> Vec<(String, String)> {
     let Some(object) = object.as_object() else {
         return Vec::new();
     };
@@ -327,7 +329,7 @@ fn request(line: &Value) -> Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-fn unhex(text: &str) -> Result<Vec<u8>> {
+pub(super) fn unhex(text: &str) -> Result<Vec<u8>> {
     ensure!(
         text.len().is_multiple_of(2) && text.is_ascii(),
         "no hex: {text}"

@@ -68,12 +68,28 @@ impl Server {
         Self::start_at(recorded, Ports::free()?).await
     }
 
+    /// Starts the program like [`Server::start`], on a packed data directory.
+    ///
+    /// # Errors
+    /// When the program is missing, ends, or does not say that it is ready; when the directory cannot
+    /// be unpacked.
+    pub async fn start_on(recorded: &[String], archive: &Path) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let packed = File::open(archive).with_context(|| archive.display().to_string())?;
+        tar::Archive::new(flate2::read::GzDecoder::new(packed))
+            .unpack(folder.path().join("data"))?;
+        Self::start_in(folder, recorded, Ports::free()?).await
+    }
+
     /// Starts the program like [`Server::start`], with these ports.
     ///
     /// # Errors
     /// When the program is missing, ends, or does not say that it is ready.
     pub async fn start_at(recorded: &[String], ports: Ports) -> Result<Self> {
-        let folder = tempfile::tempdir()?;
+        Self::start_in(tempfile::tempdir()?, recorded, ports).await
+    }
+
+    async fn start_in(folder: TempDir, recorded: &[String], ports: Ports) -> Result<Self> {
         let args = arguments(recorded, folder.path(), ports)?;
         // The name is part of the interface: called as `etcd` the program takes etcd's flags.
         let link = folder.path().join("etcd");
