@@ -250,7 +250,8 @@ impl Core {
             .held
             .pop_front_if(|(_, came)| self.ticks >= *came + patience)
         {
-            self.drop_proposal(&proposal, ApiError::Timeout);
+            // It has not left this member, and etcd says so in other words than of one that has.
+            self.drop_proposal(&proposal, ApiError::ContextDeadlineExceeded);
         }
     }
 

@@ -8,10 +8,13 @@
 pub mod call;
 pub mod compare;
 mod fill;
+mod members;
+mod peer_port;
 pub mod replay;
 pub mod schema;
 pub mod script;
 pub mod server;
 mod snapshot;
 
+pub use peer_port::replay_peer_port;
 pub use replay::replay;

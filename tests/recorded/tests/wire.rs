@@ -64,6 +64,32 @@ fn lock_and_election_calls_answer_as_recorded() -> Result {
 }
 
 #[test]
+fn member_calls_and_a_lost_quorum_answer_as_recorded() -> Result {
+    replay("cluster.jsonl")
+}
+
+#[test]
+fn a_learner_answers_as_recorded() -> Result {
+    replay("learner.jsonl")
+}
+
+#[test]
+fn a_follower_answers_as_recorded() -> Result {
+    replay("follower.jsonl")
+}
+
+#[test]
+fn the_peer_port_of_a_loaded_member_answers_as_recorded() -> Result {
+    let outcome = data_folder().and_then(|folder| {
+        wire::replay_peer_port(
+            &folder.join("wire/peer-port.jsonl"),
+            &folder.join("etcd/3.7/basic/member.tar.gz"),
+        )
+    });
+    outcome.map_err(|error| Report(format!("{error:#}")))
+}
+
+#[test]
 fn what_ends_etcd_is_refused() -> Result {
     replay("crash.jsonl")
 }

@@ -357,7 +357,10 @@ fn proposals_wait_for_a_leader_and_not_longer_than_anybody_waits() {
     for _ in 0..70 {
         bench.give([Input::Tick]);
     }
-    assert_eq!(bench.dropped, [(RequestId(7), ApiError::Timeout)]);
+    assert_eq!(
+        bench.dropped,
+        [(RequestId(7), ApiError::ContextDeadlineExceeded)]
+    );
     assert_eq!(bench.released, 3);
 }
 

@@ -152,7 +152,10 @@ fn without_a_leader_requests_and_reads_end_with_their_time() {
     let write = desk.ticket();
     cluster.node(last).propose(put("a", "1"), write).unwrap();
     let reply = desk.wait(write);
-    let refused = matches!(reply, keelson_node::Reply::Refused(ApiError::Timeout));
+    let refused = matches!(
+        reply,
+        keelson_node::Reply::Refused(ApiError::ContextDeadlineExceeded)
+    );
     assert!(refused, "{reply:?}");
     assert_eq!(cluster.barrier(last, Duration::ZERO), Err(None));
 }

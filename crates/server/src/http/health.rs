@@ -153,6 +153,8 @@ pub(super) async fn probe(
             "status-code" = StatusCode::SERVICE_UNAVAILABLE.as_u16(),
             "Health check error"
         );
+        // A refusal ends with an empty line.
+        lines.push('\n');
         return text(StatusCode::SERVICE_UNAVAILABLE, lines);
     }
     if values(query, "verbose").next().is_none() {

@@ -283,6 +283,18 @@ pub type HttpAnswer = (u16, Vec<(String, String)>, String);
 /// # Errors
 /// When there is no answer.
 pub async fn http(address: SocketAddr, request: &HttpRequest) -> Result<HttpAnswer> {
+    let (status, headers, body) = http_bytes(address, request).await?;
+    Ok((status, headers, String::from_utf8_lossy(&body).into_owned()))
+}
+
+/// As [`http`], with the body as it came.
+///
+/// # Errors
+/// When there is no answer.
+pub async fn http_bytes(
+    address: SocketAddr,
+    request: &HttpRequest,
+) -> Result<(u16, Vec<(String, String)>, Bytes)> {
     let socket = TcpStream::connect(address)
         .await
         .with_context(|| format!("connect to {address}"))?;
@@ -310,5 +322,5 @@ pub async fn http(address: SocketAddr, request: &HttpRequest) -> Result<HttpAnsw
         .collect();
     let body = response.into_body().collect().await?.to_bytes();
     connection.abort();
-    Ok((status, headers, String::from_utf8_lossy(&body).into_owned()))
+    Ok((status, headers, body))
 }

@@ -41,6 +41,39 @@ impl Learned {
         self.values.get(recorded).map_or(recorded, String::as_str)
     }
 
+    /// Says what stands for a recorded value in this run.
+    pub fn expect(&mut self, recorded: &str, actual: &str) {
+        self.values.insert(recorded.to_owned(), actual.to_owned());
+    }
+
+    /// A request with the ids of this run where it has recorded ones.
+    ///
+    /// Only fields at the top of the message are looked at, so no length changes with them.
+    #[must_use]
+    pub fn request(&self, json: &Value, bytes: &[u8]) -> Vec<u8> {
+        let mut bytes = bytes.to_vec();
+        for name in ["ID", "targetID"] {
+            let Some(recorded) = json[name].as_str() else {
+                continue;
+            };
+            let (Ok(from), Ok(to)) = (
+                recorded.parse::<u64>(),
+                self.translate(recorded).parse::<u64>(),
+            ) else {
+                continue;
+            };
+            let (from, to) = (varint(from), varint(to));
+            if from == to {
+                continue;
+            }
+            // The tag of the field, then the id: these requests have it as their first field.
+            if bytes.get(1..1 + from.len()) == Some(from.as_slice()) {
+                bytes.splice(1..1 + from.len(), to);
+            }
+        }
+        bytes
+    }
+
     /// Says that recorded revisions from `first` on are `by` further in this run, and that a delete
     /// finds as many keys more.
     pub fn shift_revisions(&mut self, first: i64, by: i64) {
@@ -79,6 +112,12 @@ impl Learned {
     }
 }
 
+fn varint(value: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    prost::encoding::encode_varint(value, &mut bytes);
+    bytes
+}
+
 fn lease_in_key(base64: &str) -> Option<String> {
     let key = String::from_utf8(STANDARD.decode(base64).ok()?).ok()?;
     let (_, lease) = key.rsplit_once('/')?;
@@ -95,6 +134,8 @@ enum Rule {
     Learn,
     /// Seconds that are left: about equal.
     Remaining,
+    /// As recorded, or already the version it is raised to.
+    Raised,
 }
 
 fn rule(rpc: &str, path: &str, chosen_by_server: bool) -> Rule {
@@ -107,6 +148,8 @@ fn rule(rpc: &str, path: &str, chosen_by_server: bool) -> Rule {
         )
         // The hash of the whole file covers the consistent index and the like.
         | ("/etcdserverpb.Maintenance/Hash", "hash") => Rule::Present,
+        // A joined member takes the storage version some seconds after its start.
+        ("/etcdserverpb.Maintenance/Status", "storageVersion") => Rule::Raised,
         ("/etcdserverpb.Lease/LeaseTimeToLive", "TTL") => Rule::Remaining,
         ("/etcdserverpb.Auth/Authenticate", "token") => Rule::Learn,
         ("/etcdserverpb.Lease/LeaseGrant", "ID") | ("/v3lockpb.Lock/Lock", "key") if chosen_by_server => Rule::Learn,
@@ -124,6 +167,14 @@ pub fn compare(
     chosen_by_server: bool,
     learned: &mut Learned,
 ) -> Vec<Difference> {
+    if let ("/etcdserverpb.Cluster/MemberAdd", Some(recorded), Some(actual)) = (
+        rpc,
+        expected["member"]["ID"].as_str(),
+        got["member"]["ID"].as_str(),
+    ) {
+        // The id of a member that is added contains the time.
+        learned.expect(recorded, actual);
+    }
     let mut walk = Walk {
         rpc,
         chosen_by_server,
@@ -135,12 +186,14 @@ pub fn compare(
     walk.differences
 }
 
-/// Lists whose order etcd leaves open: leases that end in the same second, keys of a lease (a Go map).
+/// Lists whose order is open: members by ids that differ, leases that end in the same second, keys of a lease (a Go map).
 fn in_recorded_order(rpc: &str, expected: &Value, got: &Value, learned: &Learned) -> Value {
     let mut got = got.clone();
     let list = match rpc {
         "/etcdserverpb.Lease/LeaseLeases" => "leases",
         "/etcdserverpb.Lease/LeaseTimeToLive" => "keys",
+        // By id, and ids differ.
+        _ if rpc.starts_with("/etcdserverpb.Cluster/") => "members",
         _ => return got,
     };
     if let (Some(expected), Some(got)) = (
@@ -208,6 +261,9 @@ impl Walk<'_> {
             }
             (Rule::Remaining, Some(Value::String(recorded)), Some(Value::String(actual))) => {
                 about_equal(recorded, actual)
+            }
+            (Rule::Raised, Some(Value::String(recorded)), Some(Value::String(actual))) => {
+                recorded == actual || (recorded == "3.5.0" && actual == "3.7.0")
             }
             (_, Some(Value::String(recorded)), Some(Value::String(actual))) => {
                 let shifted = self.learned.number(&path, recorded);
@@ -326,6 +382,24 @@ mod tests {
         );
         assert_eq!(found.first().unwrap().path, "header.raft_term");
         assert_eq!(learned.translate("a.1"), "b.2");
+    }
+
+    #[test]
+    fn an_added_members_id_is_learned_and_put_into_requests() {
+        let mut learned = Learned::default();
+        let found = compare(
+            "/etcdserverpb.Cluster/MemberAdd",
+            &json!({"member": {"ID": "300"}, "members": [{"ID": "1"}, {"ID": "300"}]}),
+            &json!({"member": {"ID": "0"}, "members": [{"ID": "0"}, {"ID": "1"}]}),
+            false,
+            &mut learned,
+        );
+        assert_eq!(found, []);
+        // 300 takes two bytes, its stand-in one; what follows stays.
+        let request = learned.request(&json!({"ID": "300"}), &[0x08, 0xac, 0x02, 0x12, 0x00]);
+        assert_eq!(request, [0x08, 0x00, 0x12, 0x00]);
+        let other = learned.request(&json!({"ID": "301"}), &[0x08, 0xad, 0x02]);
+        assert_eq!(other, [0x08, 0xad, 0x02]);
     }
 
     #[test]

@@ -11,6 +11,8 @@ use sha2::{Digest as _, Sha256};
 pub struct Script {
     /// The file, for reports.
     pub path: PathBuf,
+    /// What it is about: the name of the script that made it.
+    pub name: String,
     /// The recorded command line of the server, with the program's name first.
     pub server_args: Vec<String>,
     /// What was done, in order.
@@ -50,6 +52,8 @@ pub struct Unary {
     pub request_json: Value,
     /// The answer.
     pub answer: Answer,
+    /// Whether the client set no deadline: the server itself gave up.
+    pub no_deadline: bool,
 }
 
 /// How a call or stream ended.
@@ -129,7 +133,7 @@ pub struct HttpRequest {
     /// Headers of the request.
     pub headers: Vec<(String, String)>,
     /// Body of the request.
-    pub body: Option<String>,
+    pub body: Option<Vec<u8>>,
     /// The status of the answer.
     pub status: u16,
     /// The headers of the answer.
@@ -156,6 +160,10 @@ impl Script {
         let server_args = first["server_args"]
             .as_array()
             .context("the first line has no server_args")?;
+        let name = first["script"]
+            .as_str()
+            .context("the first line has no script")?
+            .to_owned();
         let server_args = server_args
             .iter()
             .filter_map(Value::as_str)
@@ -172,6 +180,7 @@ impl Script {
         }
         Ok(Self {
             path: path.to_owned(),
+            name,
             server_args,
             steps,
         })
@@ -227,6 +236,9 @@ fn action(line: &Value) -> Result<Action> {
         request,
         request_json,
         answer,
+        no_deadline: line["note"]
+            .as_str()
+            .is_some_and(|note| note.starts_with("no client deadline")),
     }))
 }
 
@@ -235,7 +247,9 @@ fn http(line: &Value) -> Result<HttpRequest> {
         method: text(line, "method")?,
         path: text(line, "path")?,
         headers: pairs(&line["request_headers"]),
-        body: line["request_body"].as_str().map(str::to_owned),
+        body: line["request_body"]
+            .as_str()
+            .map(|body| body.as_bytes().to_vec()),
         status: line["status"]
             .as_u64()
             .and_then(|status| u16::try_from(status).ok())
@@ -252,7 +266,7 @@ fn text(line: &Value, name: &str) -> Result<String> {
         .to_owned())
 }
 
-fn pairs(object: &Value) -> Vec<(String, String)> {
+pub(super) fn pairs(object: &Value) -> Vec<(String, String)> {
     let Some(object) = object.as_object() else {
         return Vec::new();
     };
@@ -315,7 +329,7 @@ fn request(line: &Value) -> Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-fn unhex(text: &str) -> Result<Vec<u8>> {
+pub(super) fn unhex(text: &str) -> Result<Vec<u8>> {
     ensure!(
         text.len().is_multiple_of(2) && text.is_ascii(),
         "no hex: {text}"

@@ -16,12 +16,35 @@ use super::script::HttpRequest;
 /// From start to the log line that tools wait for, and from there to the settled storage version.
 const START_DEADLINE: Duration = Duration::from_secs(30);
 
+/// What a server listens on.
+#[derive(Debug, Clone, Copy)]
+pub struct Ports {
+    /// For clients.
+    pub client: u16,
+    /// For the other members.
+    pub peer: u16,
+}
+
+impl Ports {
+    /// Two ports that nobody listens on.
+    ///
+    /// # Errors
+    /// When the system has none.
+    pub fn free() -> Result<Self> {
+        Ok(Self {
+            client: free_port()?,
+            peer: free_port()?,
+        })
+    }
+}
+
 /// A running server.
 #[derive(Debug)]
 pub struct Server {
     child: Child,
     folder: TempDir,
     address: SocketAddr,
+    peer_address: SocketAddr,
     is_etcd: bool,
 }
 
@@ -42,9 +65,32 @@ impl Server {
     /// # Errors
     /// When the program is missing, ends, or does not say that it is ready.
     pub async fn start(recorded: &[String]) -> Result<Self> {
+        Self::start_at(recorded, Ports::free()?).await
+    }
+
+    /// Starts the program like [`Server::start`], on a packed data directory.
+    ///
+    /// # Errors
+    /// When the program is missing, ends, or does not say that it is ready; when the directory cannot
+    /// be unpacked.
+    pub async fn start_on(recorded: &[String], archive: &Path) -> Result<Self> {
         let folder = tempfile::tempdir()?;
-        let client = free_port()?;
-        let args = arguments(recorded, folder.path(), client, free_port()?)?;
+        let packed = File::open(archive).with_context(|| archive.display().to_string())?;
+        tar::Archive::new(flate2::read::GzDecoder::new(packed))
+            .unpack(folder.path().join("data"))?;
+        Self::start_in(folder, recorded, Ports::free()?).await
+    }
+
+    /// Starts the program like [`Server::start`], with these ports.
+    ///
+    /// # Errors
+    /// When the program is missing, ends, or does not say that it is ready.
+    pub async fn start_at(recorded: &[String], ports: Ports) -> Result<Self> {
+        Self::start_in(tempfile::tempdir()?, recorded, ports).await
+    }
+
+    async fn start_in(folder: TempDir, recorded: &[String], ports: Ports) -> Result<Self> {
+        let args = arguments(recorded, folder.path(), ports)?;
         // The name is part of the interface: called as `etcd` the program takes etcd's flags.
         let link = folder.path().join("etcd");
         std::os::unix::fs::symlink(binary()?, &link)?;
@@ -57,11 +103,11 @@ impl Server {
             .stderr(log)
             .spawn()
             .context("start the server")?;
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, client));
         let mut server = Self {
             child,
             folder,
-            address,
+            address: SocketAddr::from((Ipv4Addr::LOCALHOST, ports.client)),
+            peer_address: SocketAddr::from((Ipv4Addr::LOCALHOST, ports.peer)),
             is_etcd: false,
         };
         server.wait_until_ready().await?;
@@ -72,6 +118,12 @@ impl Server {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where other members connect.
+    #[must_use]
+    pub fn peer_address(&self) -> SocketAddr {
+        self.peer_address
     }
 
     /// Whether this is etcd itself: `/version` of ours has a field more.
@@ -169,7 +221,7 @@ fn free_port() -> Result<u16> {
         .port())
 }
 
-fn arguments(recorded: &[String], folder: &Path, client: u16, peer: u16) -> Result<Vec<OsString>> {
+fn arguments(recorded: &[String], folder: &Path, ports: Ports) -> Result<Vec<OsString>> {
     let mut args = Vec::new();
     let mut rest = recorded.iter().skip(1);
     while let Some(flag) = rest.next() {
@@ -179,8 +231,8 @@ fn arguments(recorded: &[String], folder: &Path, client: u16, peer: u16) -> Resu
         args.push(OsString::from(flag));
         args.push(match flag.as_str() {
             "--data-dir" => folder.join("data").into_os_string(),
-            "--listen-client-urls" => format!("http://127.0.0.1:{client}").into(),
-            "--listen-peer-urls" => format!("http://127.0.0.1:{peer}").into(),
+            "--listen-client-urls" => format!("http://127.0.0.1:{}", ports.client).into(),
+            "--listen-peer-urls" => format!("http://127.0.0.1:{}", ports.peer).into(),
             _ => value.into(),
         });
     }

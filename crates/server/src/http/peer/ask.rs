@@ -174,7 +174,10 @@ async fn downgrade(state: &Arc<State>, origin: Origin) -> Response<Body> {
         return text(StatusCode::INTERNAL_SERVER_ERROR, what);
     }
     let enabled = state.shared().members().downgrade().enabled;
-    text(StatusCode::OK, enabled.to_string())
+    let mut response = Response::new(Body::plain(enabled.to_string()));
+    let kind = HeaderValue::from_static("text/plain");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
 }
 
 /// The hash of the keys up to a revision.
@@ -192,10 +195,9 @@ async fn hash_kv(state: &Arc<State>, request: Request<Bytes>) -> Response<Body> 
     let work = move || hash::hash_kv(&shared, revision);
     match state.pool.run(HASH_COST, work).await {
         Ok(Ok(hash)) => {
-            // Zero fields are left out, as the reference does.
-            let mut answer = serde_json::Map::new();
+            // In the order of the message's fields, without those that are zero.
             let now = state.shared().revision();
-            answer.insert("header".to_owned(), serde_json::json!({ "revision": now }));
+            let mut answer = format!("{{\"header\":{{\"revision\":{now}}}");
             let fields = [
                 ("hash", i64::from(hash.hash)),
                 ("compact_revision", hash.compact_revision),
@@ -203,12 +205,18 @@ async fn hash_kv(state: &Arc<State>, request: Request<Bytes>) -> Response<Body> 
             ];
             for (name, value) in fields {
                 if value != 0 {
-                    answer.insert(name.to_owned(), value.into());
+                    answer.push_str(&format!(",\"{name}\":{value}"));
                 }
             }
-            json(serde_json::Value::Object(answer).to_string())
+            answer.push('}');
+            json(answer)
         }
-        Ok(Err(error)) => text(StatusCode::BAD_REQUEST, format!("{error}\n")),
+        Ok(Err(error)) => {
+            // Members know the refusals by the store's own words, without what clients see before.
+            let error = error.to_string();
+            let words = error.strip_prefix("etcdserver: ").unwrap_or(&error);
+            text(StatusCode::BAD_REQUEST, format!("{words}\n"))
+        }
         Err(status) => text(
             StatusCode::INTERNAL_SERVER_ERROR,
             format!("{}\n", ApiError::text(status)),
