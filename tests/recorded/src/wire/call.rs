@@ -287,7 +287,7 @@ pub async fn http(address: SocketAddr, request: &HttpRequest) -> Result<HttpAnsw
     Ok((status, headers, String::from_utf8_lossy(&body).into_owned()))
 }
 
-/// As [`http`], with the body as it came.
+/// As [`http()`], with the body as it came.
 ///
 /// # Errors
 /// When there is no answer.
