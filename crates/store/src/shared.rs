@@ -149,10 +149,18 @@ impl Shared {
         self.alarms.load_full()
     }
 
-    /// The release whose schema the file has; `None` before 3.6.
+    /// The release whose schema the file has; `None` before the cluster's version was decided. A file of 3.5
+    /// does not name it.
     #[must_use]
     pub fn storage_version(&self) -> Option<Version> {
-        self.storage_version.load().as_ref().clone()
+        let named = self.storage_version.load().as_ref().clone();
+        let old = || {
+            let members = self.members();
+            let cluster = members.version()?;
+            let is_old = (cluster.major, cluster.minor) == (3, 5);
+            is_old.then(|| Version::new(3, 5, 0))
+        };
+        named.or_else(old)
     }
 
     /// Leases with their keys; to be held for one look-up only, since apply waits for it.
