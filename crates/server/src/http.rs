@@ -198,7 +198,7 @@ fn version(state: &State) -> Response<Body> {
         .map_or_else(|| "not_decided".to_owned(), ToString::to_string);
     let storage = state
         .shared()
-        .storage_version()
+        .schema_version()
         .map_or_else(|| "unknown".to_owned(), |version| version.to_string());
     let own = env!("CARGO_PKG_VERSION");
     let server = state.settings.version;

@@ -149,18 +149,22 @@ impl Shared {
         self.alarms.load_full()
     }
 
-    /// The release whose schema the file has; `None` before the cluster's version was decided. A file of 3.5
-    /// does not name it.
+    /// The release whose schema the file names; `None` before 3.6.
     #[must_use]
     pub fn storage_version(&self) -> Option<Version> {
-        let named = self.storage_version.load().as_ref().clone();
-        let old = || {
+        self.storage_version.load().as_ref().clone()
+    }
+
+    /// The release whose schema the file has; `None` before the cluster's version was decided. A file of
+    /// 3.5 does not name it.
+    #[must_use]
+    pub fn schema_version(&self) -> Option<Version> {
+        self.storage_version().or_else(|| {
             let members = self.members();
             let cluster = members.version()?;
             let is_old = (cluster.major, cluster.minor) == (3, 5);
             is_old.then(|| Version::new(3, 5, 0))
-        };
-        named.or_else(old)
+        })
     }
 
     /// Leases with their keys; to be held for one look-up only, since apply waits for it.

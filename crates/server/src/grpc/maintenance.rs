@@ -65,7 +65,7 @@ pub(super) fn status(call: &Call) -> Result<Answer, Status> {
         db_size_in_use: i64::try_from(sizes.in_use).unwrap_or(i64::MAX),
         is_learner: status.is_learner,
         storage_version: shared
-            .storage_version()
+            .schema_version()
             .map_or_else(String::new, |version| version.to_string()),
         db_size_quota: quota::effective(configured)
             .and_then(|quota| i64::try_from(quota).ok())

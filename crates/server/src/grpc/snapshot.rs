@@ -67,7 +67,7 @@ pub(super) async fn snapshot(call: Call) -> Result<Answer, Status> {
     let durable = maintenance::durable(&call).await?;
     let version = call
         .shared()
-        .storage_version()
+        .schema_version()
         .map_or_else(String::new, |version| version.to_string());
     tracing::info!(
         "total-bytes" = durable.read.size(),
