@@ -125,12 +125,6 @@ pub enum Error {
         /// Its data directory.
         path: PathBuf,
     },
-    /// Refused: what the directory or the options ask for is not there yet.
-    #[error("{what} is not supported yet")]
-    Unsupported {
-        /// What.
-        what: String,
-    },
     /// Refused: another process works on the directory.
     #[error("data directory {} is in use by another process: {source}", path.display())]
     Locked {
