@@ -90,6 +90,11 @@ impl Schedule {
         }
     }
 
+    /// Whether no more operations are begun.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.next.load(Ordering::Relaxed) >= self.total || Instant::now() >= self.end
+    }
+
     /// The next operation, when it is due; `None` when the run is over.
     ///
     /// An operation that no client was free for counts from when it was due; one that a client
