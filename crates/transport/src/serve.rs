@@ -9,7 +9,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::dial::{Io, Limits, READ_BUFFER_BYTES, TLS_HANDSHAKE_TIMEOUT, Timed};
+use crate::dial::{Io, Limits, READ_BUFFER_BYTES, Timed};
 use crate::handler::{self, Origin};
 use crate::listener::{Acceptor, Socket};
 use crate::peers::Context;
@@ -64,20 +64,17 @@ async fn connection(context: Arc<Context>, socket: Socket, secured: bool) {
         tracing::debug!(error = %error, "could not set the options of a connection");
     }
     let stream: Box<dyn Io> = match &context.dialer.tls {
-        Some(tls) if secured => {
-            let accepted = tokio::time::timeout(TLS_HANDSHAKE_TIMEOUT, tls.accept(stream, remote));
-            let error = match accepted.await {
-                Ok(Ok(stream)) => return http(context, Box::new(stream), remote).await,
-                Ok(Err(error)) => error.to_string(),
-                Err(_) => "TLS handshake: i/o timeout".to_owned(),
-            };
-            tracing::warn!(
-                "remote-addr" = remote.map(|address| address.to_string()),
-                error,
-                "rejected connection on peer endpoint"
-            );
-            return;
-        }
+        Some(tls) if secured => match tls.accept(stream, remote).await {
+            Ok(stream) => Box::new(stream),
+            Err(error) => {
+                tracing::warn!(
+                    "remote-addr" = remote.map(|address| address.to_string()),
+                    %error,
+                    "rejected connection on peer endpoint"
+                );
+                return;
+            }
+        },
         _ => Box::new(stream),
     };
     http(context, stream, remote).await;
