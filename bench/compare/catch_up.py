@@ -1,6 +1,7 @@
 """A new member of a cluster that holds much: how long it takes, and what writers notice meanwhile."""
 
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -34,33 +35,29 @@ def measure(cluster, options, generator, etcdctl):
     bench(generator, fill.split() + ["--endpoint", leader.client])
     writes = WRITES.split() + ["--endpoint", leader.client, "--json"]
     idle = json.loads(bench(generator, [*writes, "--duration", str(options.seconds)]))
-    # Longer than it can take; ended when the member is there.
     meanwhile = subprocess.Popen(
-        [generator, "bench", *writes, "--duration", str(options.seconds)], stdout=subprocess.PIPE, text=True
+        [generator, "bench", *writes, "--duration", str(PATIENCE_SECONDS)], stdout=subprocess.PIPE, text=True
     )
-    reports = []
     joined = cluster.join(etcdctl)
     begin, cpu = time.monotonic(), processor_seconds(leader.pid)
     while not has_caught_up(joined, leader):
         joined.check_alive()
         if time.monotonic() > begin + PATIENCE_SECONDS:
             raise RuntimeError(f"{joined.name} has not caught up in {PATIENCE_SECONDS} s")
-        if meanwhile.poll() is not None:
-            reports.append(json.loads(meanwhile.stdout.read()))
-            meanwhile = subprocess.Popen(meanwhile.args, stdout=subprocess.PIPE, text=True)
         time.sleep(0.02)
     seconds, cpu = time.monotonic() - begin, processor_seconds(leader.pid) - cpu
-    reports.append(json.loads(meanwhile.communicate()[0]))
-    latencies = [report["latency_us"] for report in reports]
+    # The generator ends its run, and reports.
+    meanwhile.send_signal(signal.SIGINT)
+    busy = json.loads(meanwhile.communicate()[0])
     return {
         "seconds": seconds,
         "leader_cpu_seconds": cpu,
         "joined_cpu_seconds": processor_seconds(joined.pid),
         "idle_p99_us": idle["latency_us"]["p99"],
         "idle_max_us": idle["latency_us"]["max"],
-        "p99_us": max(latency["p99"] for latency in latencies),
-        "max_us": max(latency["max"] for latency in latencies),
-        "errors": sum(report["errors"] for report in reports),
+        "p99_us": busy["latency_us"]["p99"],
+        "max_us": busy["latency_us"]["max"],
+        "errors": busy["errors"],
     }
 
 
