@@ -33,6 +33,8 @@ pub(crate) struct State {
 #[derive(Default)]
 struct Answers {
     steps: usize,
+    /// Why a step has no other answer.
+    refused: Option<String>,
     order: Option<Reply>,
 }
 
@@ -53,6 +55,7 @@ impl Replies for Desk {
             match reply {
                 reply if ticket.slot == ORDER => answers.order = Some(reply),
                 Reply::Applied(_) => answers.steps = ticket.slot as usize + 1,
+                Reply::Refused(error) => answers.refused = Some(error.to_string()),
                 _ => {}
             }
         }
@@ -138,12 +141,14 @@ impl Life {
     /// Waits until so many steps are acknowledged.
     pub(crate) fn wait(&self, steps: usize) {
         let answers = self.desk.answers.lock().unwrap();
-        let waits = |answers: &mut Answers| answers.steps < steps;
+        let waits = |answers: &mut Answers| answers.steps < steps && answers.refused.is_none();
         let result = self
             .desk
             .arrived
             .wait_timeout_while(answers, PATIENCE, waits);
-        assert!(!result.unwrap().1.timed_out(), "no answer to step {steps}");
+        let (answers, timeout) = result.unwrap();
+        assert_eq!(answers.refused, None, "up to step {steps}");
+        assert!(!timeout.timed_out(), "no answer to step {steps}");
     }
 
     /// Brings everything into the file.

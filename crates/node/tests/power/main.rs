@@ -64,6 +64,10 @@ impl Script {
                 life.commit();
             }
             if random.below(40) == 0 {
+                // The time is longer than anybody waits for an answer: what is under way would be
+                // given up, and carried out all the same.
+                life.wait(step + 1);
+                waiting = step + 1;
                 life.pass_time();
             }
             if random.below(30) == 0 {
