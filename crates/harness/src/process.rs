@@ -28,6 +28,7 @@ pub struct Launch {
     binary: PathBuf,
     called: OsString,
     arguments: Vec<OsString>,
+    variables: Vec<(OsString, OsString)>,
     bare: bool,
 }
 
@@ -39,8 +40,23 @@ impl Launch {
             binary: binary.into(),
             called: OsString::from("etcd"),
             arguments: Vec::new(),
+            variables: Vec::new(),
             bare: false,
         }
+    }
+
+    /// Called as something else.
+    #[must_use]
+    pub fn called(mut self, name: impl Into<OsString>) -> Launch {
+        self.called = name.into();
+        self
+    }
+
+    /// With one more variable of the environment.
+    #[must_use]
+    pub fn variable(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Launch {
+        self.variables.push((name.into(), value.into()));
+        self
     }
 
     /// One more argument.
@@ -151,6 +167,14 @@ impl Process {
     /// As [`Process::start`].
     pub fn restart(&mut self) -> anyhow::Result<()> {
         self.spawn()?;
+        self.wait_until_ready()
+    }
+
+    /// Waits until a server that was spawned serves.
+    ///
+    /// # Errors
+    /// If it ends, or is not ready in 30 s and was killed; the error holds its log.
+    pub fn wait_until_ready(&mut self) -> anyhow::Result<()> {
         let log = &self.running.as_ref().context("not running")?.log;
         match log.wait_for(READY, PATIENCE) {
             Waited::Found => Ok(()),
@@ -185,7 +209,11 @@ impl Process {
         self.wait()
     }
 
-    fn spawn(&mut self) -> anyhow::Result<()> {
+    /// Starts it, and does not wait until it serves.
+    ///
+    /// # Errors
+    /// If it is running, or cannot be started.
+    pub fn spawn(&mut self) -> anyhow::Result<()> {
         if self.running.is_some() {
             bail!("it is running already");
         }
@@ -200,6 +228,9 @@ impl Process {
             if name.to_string_lossy().starts_with("ETCD") {
                 command.env_remove(name);
             }
+        }
+        for (name, value) in &self.launch.variables {
+            command.env(name, value);
         }
         if !self.launch.bare {
             command.args(self.own_arguments());
@@ -251,6 +282,33 @@ impl Process {
     pub fn stop(&mut self) -> anyhow::Result<Exit> {
         self.signal(Signal::TERM)?;
         self.wait()
+    }
+
+    /// `SIGSTOP`: it does nothing until [`Process::go_on`].
+    ///
+    /// # Errors
+    /// If it is not running.
+    pub fn pause(&self) -> anyhow::Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    /// `SIGCONT`.
+    ///
+    /// # Errors
+    /// If it is not running.
+    pub fn go_on(&self) -> anyhow::Result<()> {
+        self.signal(Signal::CONT)
+    }
+
+    /// Whether it runs: it was started, and has not ended.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn is_running(&mut self) -> anyhow::Result<bool> {
+        match &mut self.running {
+            Some(running) => Ok(running.child.try_wait()?.is_none()),
+            None => Ok(false),
+        }
     }
 
     fn signal(&self, signal: Signal) -> anyhow::Result<()> {
