@@ -3,6 +3,7 @@
 //! [`Spec`] says what to do, [`run`] does it, [`Report`] is what was seen: throughput, latencies,
 //! and with the server's process id its processor time for each operation and its memory.
 
+mod lag;
 mod load;
 mod process;
 mod report;
@@ -12,6 +13,6 @@ mod watch;
 mod work;
 
 pub use process::Usage;
-pub use report::{Latency, Report, ServerCost};
+pub use report::{Latency, ProcessCost, Report, ServerCost};
 pub use run::run;
 pub use spec::{DEFAULT_ENDPOINT, Spec, Work};

@@ -39,6 +39,14 @@ impl Usage {
         })
     }
 
+    /// Of several processes, in their order.
+    ///
+    /// # Errors
+    /// As for [`Usage::of`].
+    pub(crate) fn of_all(pids: &[u32]) -> anyhow::Result<Vec<Usage>> {
+        pids.iter().map(|pid| Usage::of(*pid)).collect()
+    }
+
     /// Processor time since `earlier`, in seconds.
     pub(crate) fn cpu_since(&self, earlier: &Usage) -> f64 {
         (self.user_seconds - earlier.user_seconds) + (self.system_seconds - earlier.system_seconds)

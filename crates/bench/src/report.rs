@@ -38,17 +38,56 @@ impl Latency {
     }
 }
 
-/// What the run cost the server.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+/// What the run cost the server: of several members, all of them together.
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ServerCost {
     /// Processor time in seconds, user and system.
     pub cpu_seconds: f64,
     /// Processor time for each operation in microseconds.
     pub cpu_us_per_operation: f64,
+    /// Each process.
+    pub processes: Vec<ProcessCost>,
+}
+
+/// What the run cost one process.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct ProcessCost {
+    /// Its process id.
+    pub pid: u32,
+    /// Processor time in seconds, user and system.
+    pub cpu_seconds: f64,
     /// At the begin, after keys were written for reads.
     pub before: Usage,
     /// At the end.
     pub after: Usage,
+}
+
+impl ServerCost {
+    /// Of the processes `pids` over so many operations; `None` if there are none.
+    pub(crate) fn of(
+        pids: &[u32],
+        before: &[Usage],
+        after: &[Usage],
+        operations: u64,
+    ) -> Option<ServerCost> {
+        let usages = before.iter().zip(after);
+        let processes = pids.iter().zip(usages).map(|(pid, (before, after))| {
+            let cpu_seconds = after.cpu_since(before);
+            ProcessCost {
+                pid: *pid,
+                cpu_seconds,
+                before: *before,
+                after: *after,
+            }
+        });
+        let processes: Vec<_> = processes.collect();
+        let cpu_seconds = processes.iter().map(|process| process.cpu_seconds).sum();
+        (!processes.is_empty()).then_some(ServerCost {
+            cpu_seconds,
+            cpu_us_per_operation: cpu_seconds * 1e6 / operations as f64,
+            processes,
+        })
+    }
 }
 
 /// What a run was and what was seen.
@@ -139,20 +178,33 @@ impl fmt::Display for Report {
             ),
         )?;
         if let Some(server) = &self.server {
-            let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
             row(
                 "server",
                 format!(
-                    "{:.2} us of CPU an operation ({:.2} s), resident {:.1} to {:.1} MiB, anonymous {:.1} to {:.1} MiB",
-                    server.cpu_us_per_operation,
-                    server.cpu_seconds,
-                    mib(server.before.resident_bytes),
-                    mib(server.after.resident_bytes),
-                    mib(server.before.anonymous_bytes),
-                    mib(server.after.anonymous_bytes)
+                    "{:.2} us of CPU an operation ({:.2} s)",
+                    server.cpu_us_per_operation, server.cpu_seconds
                 ),
             )?;
+            for process in &server.processes {
+                row("", process.to_string())?;
+            }
         }
         f.write_str(&table)
+    }
+}
+
+impl fmt::Display for ProcessCost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        write!(
+            f,
+            "process {}: {:.2} s, resident {:.1} to {:.1} MiB, anonymous {:.1} to {:.1} MiB",
+            self.pid,
+            self.cpu_seconds,
+            mib(self.before.resident_bytes),
+            mib(self.after.resident_bytes),
+            mib(self.before.anonymous_bytes),
+            mib(self.after.anonymous_bytes)
+        )
     }
 }

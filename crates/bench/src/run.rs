@@ -10,6 +10,7 @@ use tokio::runtime;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
+use crate::lag::{self, Past};
 use crate::load::{Data, Schedule};
 use crate::process::Usage;
 use crate::report::{LATENCY_MAX, Latency, Report, ServerCost};
@@ -48,10 +49,11 @@ pub fn run(spec: &Spec) -> anyhow::Result<Report> {
 
 async fn load(spec: &Spec) -> anyhow::Result<Report> {
     let mut clients = Vec::with_capacity(spec.connections);
-    for _ in 0..spec.connections {
+    for number in 0..spec.connections {
         let mut options = Options::default();
         options.user.clone_from(&spec.user);
-        clients.push(Client::connect_with(&spec.endpoint, options).await?);
+        let endpoint = &spec.endpoints[number % spec.endpoints.len()];
+        clients.push(Client::connect_with(endpoint, options).await?);
     }
     let server_version = clients[0].status().await?.version;
     let data = Data::new(spec);
@@ -64,22 +66,27 @@ async fn load(spec: &Spec) -> anyhow::Result<Report> {
         }
         _ => None,
     };
+    let past = match spec.work {
+        Work::Lag { watchers, behind } => {
+            Some(lag::prepare(&clients, &data, watchers, behind).await?)
+        }
+        _ => None,
+    };
+    let workers = workers(spec, &clients, &data).await?;
 
-    let usage = || spec.pid.map(Usage::of).transpose();
-    let before = usage()?;
+    let before = Usage::of_all(&spec.pids)?;
     let own_before = Usage::of(std::process::id())?;
     let start = Instant::now();
     let tally = match watches {
         Some(watches) => watch::run(spec, &clients, &data, watches, start).await?,
-        None => operate(spec, &clients, &data, start).await?,
+        None => operate(spec, &clients, &data, workers, past, start).await?,
     };
     let own = Usage::of(std::process::id())?.cpu_since(&own_before);
-    let after = usage()?;
+    let after = Usage::of_all(&spec.pids)?;
     if tally.operations == 0 {
         let reason = tally.first_error.as_deref().unwrap_or("there was no time");
         bail!("no operation succeeded: {reason}");
     }
-    let micros_each = |seconds: f64| seconds * 1e6 / tally.operations as f64;
     let elapsed = tally.elapsed.as_secs_f64();
     Ok(Report {
         work: spec.work.name(),
@@ -95,40 +102,77 @@ async fn load(spec: &Spec) -> anyhow::Result<Report> {
         elapsed_seconds: elapsed,
         operations_per_second: tally.operations as f64 / elapsed,
         latency_us: Latency::of(&tally.latencies),
-        client_cpu_us_per_operation: micros_each(own),
-        server: before.zip(after).map(|(before, after)| ServerCost {
-            cpu_seconds: after.cpu_since(&before),
-            cpu_us_per_operation: micros_each(after.cpu_since(&before)),
-            before,
-            after,
-        }),
+        client_cpu_us_per_operation: own * 1e6 / tally.operations as f64,
+        server: ServerCost::of(&spec.pids, &before, &after, tally.operations),
     })
 }
 
-/// Puts, gets or lists as scheduled.
+/// The clients of a run, ready for their first operation; none where events are counted.
+async fn workers(spec: &Spec, clients: &[Client], data: &Data) -> anyhow::Result<Vec<Worker>> {
+    // Beside watchers that lag, what is measured is puts.
+    let work = match spec.work {
+        Work::Lag { .. } => &Work::Put,
+        ref work => work,
+    };
+    let mut workers = Vec::with_capacity(spec.clients);
+    for number in 0..spec.clients {
+        let client = clients[number % clients.len()].clone();
+        workers.extend(Worker::new(work, client, data.clone()).await?);
+    }
+    Ok(workers)
+}
+
+/// Lets an interrupt (`^C`) end the schedule and not the process, so that what was seen is told. It
+/// is watched for while the answer lives.
+pub(crate) fn stop_when_interrupted(schedule: &Arc<Schedule>) -> JoinSet<()> {
+    let schedule = Arc::clone(schedule);
+    let mut watching = JoinSet::new();
+    watching.spawn(async move {
+        if tokio::signal::ctrl_c().await.is_ok() {
+            schedule.stop();
+        }
+    });
+    watching
+}
+
+/// Lets the workers take turns as scheduled.
 async fn operate(
     spec: &Spec,
     clients: &[Client],
     data: &Data,
+    workers: Vec<Worker>,
+    past: Option<Past>,
     start: Instant,
 ) -> anyhow::Result<Tally> {
     let schedule = Arc::new(Schedule::new(spec, start));
-    let mut workers = JoinSet::new();
-    for number in 0..spec.clients {
-        let client = clients[number % clients.len()].clone();
-        let worker =
-            Worker::new(&spec.work, client, data.clone()).context("work of another kind")?;
-        workers.spawn(turns(worker, Arc::clone(&schedule)));
+    let _interrupt = stop_when_interrupted(&schedule);
+    let lagging = past.map(|past| lag::spawn(clients, data, past, &schedule));
+    let mut running = JoinSet::new();
+    for worker in workers {
+        running.spawn(turns(worker, Arc::clone(&schedule)));
     }
     let mut tally = Tally::default();
-    while let Some(worker) = workers.join_next().await {
-        tally.merge(worker?)?;
+    let mut done = Vec::new();
+    while let Some(worker) = running.join_next().await {
+        let (worker, counted) = worker?;
+        tally.merge(counted)?;
+        done.push(worker);
     }
     tally.elapsed = start.elapsed();
+    if let Some(mut lagging) = lagging {
+        // What was written is in the operations; items are the times that a watcher has caught up.
+        tally.items = 0;
+        while let Some(times) = lagging.join_next().await {
+            tally.items += times??;
+        }
+    }
+    for worker in done {
+        worker.end().await?;
+    }
     Ok(tally)
 }
 
-async fn turns(mut worker: Worker, schedule: Arc<Schedule>) -> Tally {
+async fn turns(mut worker: Worker, schedule: Arc<Schedule>) -> (Worker, Tally) {
     let mut tally = Tally::default();
     while let Some(turn) = schedule.turn().await {
         match worker.once(turn.number).await {
@@ -144,7 +188,7 @@ async fn turns(mut worker: Worker, schedule: Arc<Schedule>) -> Tally {
             }
         }
     }
-    tally
+    (worker, tally)
 }
 
 /// Writes every key once.

@@ -10,7 +10,9 @@ pub const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:2379";
 /// Operations of a run at most.
 const TOTAL_MAX: u64 = 1_000_000_000;
 const DURATION_MAX: Duration = Duration::from_secs(3600);
-const CONNECTIONS_MAX: usize = 1_000;
+/// Members, and processes, that a run may name.
+const ENDPOINTS_MAX: usize = 100;
+const CONNECTIONS_MAX: usize = 10_000;
 const CLIENTS_MAX: usize = 100_000;
 const WATCHERS_MAX: usize = 1_000_000;
 const KEYS_MAX: u64 = 100_000_000;
@@ -36,6 +38,31 @@ pub enum Work {
         page: u64,
         /// As for [`Work::Get`].
         serializable: bool,
+        /// All keys, as a stream of pieces (`RangeStream`); `page` must be 0.
+        stream: bool,
+    },
+    /// How many keys there are, of all that the run's keys could be.
+    Count {
+        /// As for [`Work::Get`].
+        serializable: bool,
+    },
+    /// Puts, and linearizable gets, of single keys.
+    Mixed {
+        /// Puts among 100 operations.
+        writes: u64,
+    },
+    /// A get of a key and a transaction that puts it if it is unchanged, as Kubernetes writes.
+    Update,
+    /// Renewals of leases, of which each client has one.
+    KeepAlive,
+    /// A lease granted, a key put with it, the lease revoked: one operation.
+    Lease,
+    /// Puts, beside watchers that come again and again from far behind; an operation is a put.
+    Lag {
+        /// Watchers, each of one key, each on a stream of its own.
+        watchers: usize,
+        /// Revisions that they are behind whenever they come.
+        behind: u64,
     },
     /// Writes that watchers see; an operation is an event at a watcher.
     Watch {
@@ -54,21 +81,34 @@ impl Work {
             Work::Put => "put",
             Work::Get { .. } => "get",
             Work::List { .. } => "list",
+            Work::Count { .. } => "count",
+            Work::Mixed { .. } => "mixed",
+            Work::Update => "update",
+            Work::KeepAlive => "keep-alive",
+            Work::Lease => "lease",
             Work::Watch { .. } => "watch",
+            Work::Lag { .. } => "lag",
         }
     }
 
     /// Whether there must be keys before it begins.
     pub(crate) fn reads(&self) -> bool {
-        matches!(self, Work::Get { .. } | Work::List { .. })
+        matches!(
+            self,
+            Work::Get { .. }
+                | Work::List { .. }
+                | Work::Count { .. }
+                | Work::Mixed { .. }
+                | Work::Update
+        )
     }
 }
 
 /// What a run does.
 #[derive(Clone, Debug)]
 pub struct Spec {
-    /// Where the server is.
-    pub endpoint: String,
+    /// Where the members are; connections are spread over them. At least one.
+    pub endpoints: Vec<String>,
     /// Name and password.
     pub user: Option<(String, String)>,
     /// What is done.
@@ -92,8 +132,8 @@ pub struct Spec {
     pub keys: u64,
     /// Writes all keys before it reads any.
     pub populate: bool,
-    /// The server's process, for what it costs.
-    pub pid: Option<u32>,
+    /// The members' processes, for what they cost together; none: nothing is measured of them.
+    pub pids: Vec<u32>,
     /// Threads of the generator.
     pub threads: usize,
 }
@@ -103,7 +143,7 @@ impl Spec {
     #[must_use]
     pub fn new(work: Work) -> Spec {
         Spec {
-            endpoint: DEFAULT_ENDPOINT.to_owned(),
+            endpoints: vec![DEFAULT_ENDPOINT.to_owned()],
             user: None,
             work,
             connections: 1,
@@ -115,7 +155,7 @@ impl Spec {
             value_size: 256,
             keys: 10_000,
             populate: true,
-            pid: None,
+            pids: Vec::new(),
             threads: 1,
         }
     }
@@ -123,6 +163,8 @@ impl Spec {
     /// # Errors
     /// A number that is out of its bounds, by name.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
+        within("endpoints", self.endpoints.len(), 1, ENDPOINTS_MAX)?;
+        within("pids", self.pids.len(), 0, ENDPOINTS_MAX)?;
         within("connections", self.connections, 1, CONNECTIONS_MAX)?;
         within("clients", self.clients, 1, CLIENTS_MAX)?;
         within("threads", self.threads, 1, THREADS_MAX)?;
@@ -142,8 +184,16 @@ impl Spec {
             within("streams", streams, 1, watchers)?;
             within("value-size", self.value_size, 8, VALUE_SIZE_MAX)?;
         }
-        if let Work::List { page, .. } = self.work {
-            within("page", page, 0, KEYS_MAX)?;
+        if let Work::List { page, stream, .. } = self.work {
+            within("page", page, 0, if stream { 0 } else { KEYS_MAX })?;
+        }
+        if let Work::Mixed { writes } = self.work {
+            within("writes", writes, 0, 100)?;
+        }
+        if let Work::Lag { watchers, behind } = self.work {
+            let keys = usize::try_from(self.keys).unwrap_or(usize::MAX);
+            within("watchers", watchers, 1, keys.min(WATCHERS_MAX))?;
+            within("behind", behind, 1, KEYS_MAX)?;
         }
         Ok(())
     }

@@ -79,7 +79,7 @@ pub fn check_with(tx: &ReadTx, options: &CheckOptions) -> Vec<Problem> {
         ordered: PageSet::new(pages.high_water),
         problems: Vec::new(),
     };
-    let complete = match check.metas().and_then(|()| check.free_list(tx)) {
+    let complete = match check.metas().map(|()| check.free_list_or_blame(tx)) {
         Ok(listed) => match options.from_page {
             None => check.bucket(tx.meta.root).map(|()| listed),
             Some(page) if page.0 < 2 || page >= pages.high_water => {
@@ -94,13 +94,7 @@ pub fn check_with(tx: &ReadTx, options: &CheckOptions) -> Vec<Problem> {
     match complete {
         Ok(true) => check.unreachable(),
         Ok(false) => {}
-        Err(error) => {
-            let page = match &error {
-                Error::Corrupt { page, .. } => Some(*page),
-                _ => None,
-            };
-            check.add(page, panic_text(&error));
-        }
+        Err(error) => check.add(page_of(&error), panic_text(&error)),
     }
     check.problems
 }
@@ -115,6 +109,13 @@ struct Check<'tx> {
     /// Branches whose keys were compared.
     ordered: PageSet,
     problems: Vec<Problem>,
+}
+
+fn page_of(error: &Error) -> Option<PageId> {
+    match error {
+        Error::Corrupt { page, .. } => Some(*page),
+        _ => None,
+    }
 }
 
 /// The text that bbolt's check gives where its library panics.
@@ -174,6 +175,19 @@ impl<'tx> Check<'tx> {
         self.add(Some(page), text);
         if let Some(problem) = self.problems.get_mut(before) {
             problem.repair = Some(Repair::Freelist);
+        }
+    }
+
+    /// As [`Check::free_list`]. A list that cannot be read is one problem, which a new list puts
+    /// right; the trees may be sound all the same, and are looked at.
+    fn free_list_or_blame(&mut self, tx: &ReadTx) -> bool {
+        match self.free_list(tx) {
+            Ok(listed) => listed,
+            Err(error) => {
+                let page = page_of(&error).unwrap_or(tx.meta.freelist);
+                self.add_free(page, panic_text(&error));
+                false
+            }
         }
     }
 

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::batch::Queue;
 use crate::freelist::walk::Walker;
-use crate::freelist::{self, Freelist, Policy, walk};
-use crate::open::{create, initialise, open_file, read_metas};
+use crate::freelist::{Freelist, Policy};
+use crate::open::{create, free_pages, initialise, open_file, read_metas};
 use crate::options::Options;
 use crate::page::Pages;
 use crate::read_tx::ReadTx;
@@ -20,10 +20,6 @@ use crate::tree::Base;
 use crate::work::Work;
 use crate::write_tx::{Hand, WriteTx};
 use crate::{Damage, Error, PageId, TxId};
-
-/// Up to this size a file without a list of free pages is walked at the open: it takes
-/// milliseconds.
-const WALK_AT_OPEN: u64 = 8 << 20;
 
 /// A database: one file, one writer at a time, any number of readers. Clones are the same
 /// database; the file is closed, and its lock let go, with the last of them and of the read
@@ -265,20 +261,7 @@ impl Db {
             page_size,
             high_water: meta.high_water,
         };
-        let background = options.walk_in_background && meta.size() > WALK_AT_OPEN;
-        let freelist = if options.read_only {
-            Freelist::unknown(options.freelist)
-        } else if meta.has_freelist() {
-            Freelist::new(
-                options.freelist,
-                &freelist::read_page(pages, meta.freelist)?,
-            )
-        } else if background {
-            Freelist::unknown(options.freelist)
-        } else {
-            let free = walk::free_pages(pages, meta.root, &AtomicBool::new(false))?;
-            Freelist::new(options.freelist, &free.unwrap_or_default())
-        };
+        let freelist = free_pages(&meta, pages, &options)?;
         let walking = !options.read_only && !freelist.known();
         let mut stats = Stats {
             size: meta.size(),

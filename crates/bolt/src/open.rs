@@ -2,11 +2,13 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
-use crate::freelist::Freelist;
+use crate::freelist::{self, Freelist, walk};
 use crate::meta::{Meta, choose};
 use crate::node::to_page;
 use crate::options::Options;
+use crate::page::Pages;
 use crate::storage::{FileStorage, Storage};
 use crate::{Damage, Error, PageId, TxId};
 
@@ -14,6 +16,9 @@ use crate::{Damage, Error, PageId, TxId};
 const PROBE: usize = 4096;
 const MIN_PAGE_SIZE: u32 = 1 << 10;
 const MAX_PAGE_SIZE: u32 = 1 << 24;
+/// Up to this size a file without a list of free pages is walked at the open: it takes
+/// milliseconds.
+const WALK_AT_OPEN: u64 = 8 << 20;
 
 /// Opens and locks the file `path`.
 pub(crate) fn open_file(path: &Path, options: &Options) -> Result<FileStorage, Error> {
@@ -172,4 +177,26 @@ fn second_meta_page_size(storage: &dyn Storage, file_len: u64) -> Result<Option<
         }
     }
     Ok(None)
+}
+
+/// What is free at an open: as the file says, or as the trees show; not known to who only reads, nor
+/// where the trees are large and are walked in the background.
+pub(crate) fn free_pages(
+    meta: &Meta,
+    pages: Pages<'_>,
+    options: &Options,
+) -> Result<Freelist, Error> {
+    let kind = options.freelist;
+    if options.read_only {
+        return Ok(Freelist::unknown(kind));
+    }
+    if meta.has_freelist() {
+        let listed = freelist::read_page(pages, meta.freelist)?;
+        return Ok(Freelist::new(kind, &listed));
+    }
+    if options.walk_in_background && meta.size() > WALK_AT_OPEN {
+        return Ok(Freelist::unknown(kind));
+    }
+    let found = walk::free_pages(pages, meta.root, &AtomicBool::new(false))?;
+    Ok(Freelist::new(kind, &found.unwrap_or_default()))
 }

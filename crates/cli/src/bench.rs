@@ -20,13 +20,41 @@ pub fn command() -> Command {
         .subcommand(common(Command::new("put").about("Write single keys")))
         .subcommand(reading(Command::new("get").about("Read single keys")))
         .subcommand(
-            reading(Command::new("list").about("Read many keys at once")).arg(
-                number(
-                    "page",
-                    "Keys of a page, each client walking its own; 0: all keys at once",
+            reading(Command::new("list").about("Read many keys at once"))
+                .arg(
+                    number(
+                        "page",
+                        "Keys of a page, each client walking its own; 0: all keys at once",
+                    )
+                    .default_value("100"),
                 )
-                .default_value("100"),
-            ),
+                .arg(
+                    Arg::new("stream")
+                        .long("stream")
+                        .action(ArgAction::SetTrue)
+                        .help("Read all keys as a stream of pieces; needs --page 0"),
+                ),
+        )
+        .subcommand(reading(Command::new("count").about("Count all keys")))
+        .subcommand(
+            populating(Command::new("mixed").about("Write and read single keys"))
+                .arg(number("writes", "Puts among 100 operations").default_value("20")),
+        )
+        .subcommand(populating(Command::new("update").about(
+            "Read a key and write it in a transaction if it is unchanged, as Kubernetes does",
+        )))
+        .subcommand(common(
+            Command::new("keep-alive").about("Renew leases, each client its own"),
+        ))
+        .subcommand(common(
+            Command::new("lease").about("Grant a lease, put a key with it, revoke it"),
+        ))
+        .subcommand(
+            common(Command::new("lag").about(
+                "Write single keys beside watchers that come again and again from far behind",
+            ))
+            .arg(number("watchers", "Watchers, each of one key").default_value("10"))
+            .arg(number("behind", "Revisions that they are behind").default_value("100000")),
         )
         .subcommand(
             common(Command::new("watch").about("Write keys that many watchers see"))
@@ -60,7 +88,11 @@ fn common(command: Command) -> Command {
             Arg::new("endpoint")
                 .long("endpoint")
                 .value_name("URL")
-                .help("Where the server is: http://host:port or unix:///path")
+                .help(
+                    "Where a member is: http://host:port or unix:///path; connections are spread \
+                     over all that are given",
+                )
+                .action(ArgAction::Append)
                 .default_value(DEFAULT_ENDPOINT),
         )
         .arg(
@@ -89,10 +121,13 @@ fn common(command: Command) -> Command {
         .arg(number("key-size", "Bytes of a key").default_value("32"))
         .arg(number("value-size", "Bytes of a value").default_value("256"))
         .arg(number("keys", "Different keys").default_value("10000"))
-        .arg(number(
-            "pid",
-            "The server's process, for its CPU time and memory",
-        ))
+        .arg(
+            number(
+                "pid",
+                "A member's process, for CPU time and memory; several are added up",
+            )
+            .action(ArgAction::Append),
+        )
         .arg(number("threads", "Threads of the generator").default_value("1"))
         .arg(
             Arg::new("json")
@@ -103,19 +138,21 @@ fn common(command: Command) -> Command {
 }
 
 fn reading(command: Command) -> Command {
-    common(command)
-        .arg(
-            Arg::new("serializable")
-                .long("serializable")
-                .action(ArgAction::SetTrue)
-                .help("Read what the member has, without asking whether it is the latest"),
-        )
-        .arg(
-            Arg::new("no-populate")
-                .long("no-populate")
-                .action(ArgAction::SetTrue)
-                .help("Read the keys that are there, without writing them first"),
-        )
+    populating(command).arg(
+        Arg::new("serializable")
+            .long("serializable")
+            .action(ArgAction::SetTrue)
+            .help("Read what the member has, without asking whether it is the latest"),
+    )
+}
+
+fn populating(command: Command) -> Command {
+    common(command).arg(
+        Arg::new("no-populate")
+            .long("no-populate")
+            .action(ArgAction::SetTrue)
+            .help("Read the keys that are there, without writing them first"),
+    )
 }
 
 fn number(name: &'static str, help: &'static str) -> Arg {
@@ -139,17 +176,31 @@ fn spec(name: &str, matches: &ArgMatches) -> anyhow::Result<Spec> {
         "list" => Work::List {
             page: or_zero("page"),
             serializable: matches.get_flag("serializable"),
+            stream: matches.get_flag("stream"),
+        },
+        "count" => Work::Count {
+            serializable: matches.get_flag("serializable"),
+        },
+        "mixed" => Work::Mixed {
+            writes: or_zero("writes"),
+        },
+        "update" => Work::Update,
+        "keep-alive" => Work::KeepAlive,
+        "lease" => Work::Lease,
+        "lag" => Work::Lag {
+            watchers: size("watchers")?,
+            behind: or_zero("behind"),
         },
         _ => Work::Watch {
             watchers: size("watchers")?,
             streams: size("streams")?,
         },
     };
-    let reads = matches!(name, "get" | "list");
+    let populates = matches!(name, "get" | "list" | "count" | "mixed" | "update");
     let mut spec = Spec::new(work);
-    spec.populate = !(reads && matches.get_flag("no-populate"));
-    if let Some(endpoint) = matches.get_one::<String>("endpoint") {
-        spec.endpoint.clone_from(endpoint);
+    spec.populate = !(populates && matches.get_flag("no-populate"));
+    if let Some(endpoints) = matches.get_many::<String>("endpoint") {
+        spec.endpoints = endpoints.cloned().collect();
     }
     if let Some(user) = matches.get_one::<String>("user") {
         let (name, password) = user
@@ -175,9 +226,9 @@ fn spec(name: &str, matches: &ArgMatches) -> anyhow::Result<Spec> {
     spec.key_size = size("key-size")?;
     spec.value_size = size("value-size")?;
     spec.keys = or_zero("keys");
-    spec.pid = given("pid")
-        .map(|pid| u32::try_from(pid).context("pid is too large"))
-        .transpose()?;
+    let pids = matches.get_many::<u64>("pid").unwrap_or_default();
+    let pids = pids.map(|pid| u32::try_from(*pid).context("pid is too large"));
+    spec.pids = pids.collect::<anyhow::Result<_>>()?;
     Ok(spec)
 }
 

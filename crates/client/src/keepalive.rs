@@ -65,7 +65,13 @@ impl Client {
     /// # Errors
     /// [`Error::LeaseGone`] if there is no such lease; else as [`Client::put`].
     pub async fn keep_alive_once(&self, id: i64) -> Result<i64, Error> {
-        Renewal::new(self.clone(), id).within(self.deadline()).await
+        self.renewal(id).renew().await
+    }
+
+    /// For renewing the lease `id` at times of one's own, on one stream. Sends nothing yet.
+    #[must_use]
+    pub fn renewal(&self, id: i64) -> Renewal {
+        Renewal::new(self.clone(), id)
     }
 }
 
@@ -106,8 +112,9 @@ impl Drop for KeepAlive {
     }
 }
 
-/// A stream of renewals, opened when it is needed.
-struct Renewal {
+/// A stream of renewals of one lease, opened when it is needed, and again when it has broken.
+#[derive(Debug)]
+pub struct Renewal {
     client: Client,
     id: i64,
     stream: Option<Stream>,
@@ -115,6 +122,7 @@ struct Renewal {
     failed: Option<Arc<str>>,
 }
 
+#[derive(Debug)]
 struct Stream {
     requests: mpsc::Sender<pb::LeaseKeepAliveRequest>,
     answers: Streaming<pb::LeaseKeepAliveResponse>,
@@ -129,6 +137,20 @@ impl Renewal {
             stream: None,
             failed: None,
         }
+    }
+
+    /// The lease.
+    #[must_use]
+    pub fn id(&self) -> i64 {
+        self.id
+    }
+
+    /// Renews the lease once. Answers with the seconds it was renewed for.
+    ///
+    /// # Errors
+    /// [`Error::LeaseGone`] if there is no such lease; else as [`Client::put`].
+    pub async fn renew(&mut self) -> Result<i64, Error> {
+        self.within(self.client.deadline()).await
     }
 
     /// Tries until it is renewed, gone or refused, or `until`.

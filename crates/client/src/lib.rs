@@ -49,7 +49,7 @@ pub use endpoint::Endpoint;
 pub use error::Error;
 pub use keelson_proto::rpc::{authpb, etcdserverpb, mvccpb};
 pub use keelson_proto::{ApiError, Code};
-pub use keepalive::{KeepAlive, LeaseState};
+pub use keepalive::{KeepAlive, LeaseState, Renewal};
 pub use kv::RangeStream;
 pub use request::{Compare, Delete, Get, Op, Order, Put, Relation, SortBy, Span, Txn};
 pub use snapshot::Snapshot;

@@ -11,11 +11,12 @@ use keelson_proto::ApiError;
 use keelson_proto::ids::{LeaseId, MemberId};
 use keelson_proto::rpc::etcdserverpb::{
     AlarmRequest, AlarmType, CompactionRequest, InternalRaftRequest, LeaseCheckpointRequest,
-    LeaseRevokeRequest, alarm_request::AlarmAction,
+    LeaseRevokeRequest, RequestHeader, alarm_request::AlarmAction,
 };
 use keelson_proto::rpc::membershippb::{
     Attributes, ClusterMemberAttrSetRequest, ClusterVersionSetRequest, DowngradeInfoSetRequest,
 };
+use keelson_store::auth;
 use keelson_store::lease::{CHECKPOINTS_PER_REQUEST, EXPIRED_PER_CHECK, EXPIRY_CHECK_EVERY};
 use keelson_store::member::Membership;
 use semver::Version;
@@ -387,8 +388,10 @@ impl DutyWorker {
                 deadlines.due_checkpoints(now, CHECKPOINTS_PER_REQUEST),
             )
         };
+        let header = (!expired.is_empty()).then(|| self.as_root()).flatten();
         for LeaseId(id) in expired {
             let request = InternalRaftRequest {
+                header: header.clone(),
                 lease_revoke: Some(LeaseRevokeRequest { id }),
                 ..InternalRaftRequest::default()
             };
@@ -403,6 +406,17 @@ impl DutyWorker {
             };
             self.propose(request, Duty::LeaseCheckpoint);
         }
+    }
+
+    /// In whose name the keys of an expired lease are deleted while authentication is on: every member
+    /// asks, when it applies the entry, whether that user may write them, and nobody may not.
+    fn as_root(&self) -> Option<RequestHeader> {
+        let auth = self.links.shared.auth();
+        auth.enabled().then(|| RequestHeader {
+            id: 0,
+            username: auth::ROOT.to_owned(),
+            auth_revision: auth.revision(),
+        })
     }
 
     fn compact(&mut self, revision: i64) {

@@ -5,8 +5,10 @@
 use std::io::Read;
 use std::path::PathBuf;
 
+use keelson_bolt::surgery::RawFile;
 use keelson_bolt::{
-    Bucket, Cursor, Db, Error, FreelistKind, MemStorage, Options, ReadTx, Storage, check, compact,
+    Bucket, Cursor, Db, Error, FreelistKind, MemStorage, Options, ReadTx, Repair, Storage, check,
+    compact,
 };
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -324,4 +326,63 @@ fn check_finds_the_recorded_damage() {
             _ => assert_eq!(problems, told[..1], "{name}"),
         }
     }
+}
+
+/// What `keelson bolt surgery freelist abandon` and `rebuild` do to a file, and an open after it.
+fn rebuilt(contents: &[u8]) -> Db {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("file.db");
+    std::fs::write(&path, contents).unwrap();
+    RawFile::open(&path, true)
+        .unwrap()
+        .abandon_freelist()
+        .unwrap();
+    let options = Options {
+        walk_in_background: false,
+        ..Options::default()
+    };
+    Db::open(&path, options.clone()).unwrap().close().unwrap();
+    let db = Db::open(&path, options).unwrap();
+    let mut tx = db.begin_write().unwrap();
+    tx.create_bucket(b"zz ours").unwrap();
+    tx.commit().unwrap();
+    let mut tx = db.begin_write().unwrap();
+    tx.delete_bucket(b"zz ours").unwrap();
+    tx.commit().unwrap();
+    db
+}
+
+#[test]
+fn a_new_list_of_free_pages_puts_right_what_check_says_it_does_and_nothing_else() {
+    let mut repaired = Vec::new();
+    // The sound file that the damaged ones were made of.
+    let (_, _, origin) = files(|name| name == "deleted-array").remove(0);
+    for (name, contents, json) in files(|name| name.starts_with("check-")) {
+        let damaged = open(&contents, read_only()).unwrap();
+        let problems = check(&damaged.begin_read().unwrap());
+        let promised = problems
+            .iter()
+            .all(|problem| problem.repair == Some(Repair::Freelist));
+        if !promised {
+            // The open that would make the list reads all trees, so it finds the damage, or leaves
+            // it as it is.
+            let of_trees = problems.iter().filter(|problem| problem.repair.is_none());
+            assert!(of_trees.count() > 0, "{name}: {problems:?}");
+            continue;
+        }
+        let db = rebuilt(&contents);
+        let tx = db.begin_read().unwrap();
+        assert_eq!(check(&tx), [], "{name}");
+        // Where the real one could not open the damaged file nothing is recorded of it.
+        let recorded = json["buckets"].is_array();
+        compare_all(&tx, if recorded { &json } else { &origin }, &name);
+        repaired.push(name);
+    }
+    let expected = [
+        "check-already-freed",
+        "check-freelist-wrong-type",
+        "check-reachable-freed",
+        "check-unreachable-unfreed",
+    ];
+    assert_eq!(repaired, expected);
 }

@@ -6,7 +6,7 @@ use keelson_proto::rpc::etcdserverpb::{
 };
 use keelson_store::{Outcome, Quota};
 
-use crate::rig::{Rig, config, put};
+use crate::rig::{Rig, by_root, config, put};
 
 #[test]
 fn attributes_and_version_are_in_the_log() {
@@ -29,21 +29,27 @@ fn attributes_and_version_are_in_the_log() {
     rig.node.stop();
 }
 
-#[test]
-fn a_lease_that_runs_out_takes_its_keys_with_it_also_after_a_restart() {
-    let dir = tempfile::tempdir().unwrap();
-    let grant = |ttl, id| InternalRaftRequest {
+fn grant(ttl: i64, id: i64) -> InternalRaftRequest {
+    InternalRaftRequest {
         lease_grant: Some(LeaseGrantRequest { ttl, id }),
         ..InternalRaftRequest::default()
-    };
-    let attach = |key: &str, lease| InternalRaftRequest {
+    }
+}
+
+fn attach(key: &str, lease: i64) -> InternalRaftRequest {
+    InternalRaftRequest {
         put: Some(PutRequest {
             key: key.to_owned().into(),
             lease,
             ..PutRequest::default()
         }),
         ..InternalRaftRequest::default()
-    };
+    }
+}
+
+#[test]
+fn a_lease_that_runs_out_takes_its_keys_with_it_also_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
     let rig = Rig::start(config(dir.path()));
     let outcome = rig.run(grant(1, 7));
     assert!(
@@ -61,6 +67,19 @@ fn a_lease_that_runs_out_takes_its_keys_with_it_also_after_a_restart() {
     let rig = Rig::start(config(dir.path()));
     rig.desk.wait_for_revision(5);
     assert_eq!(rig.get("across"), None);
+    rig.node.stop();
+}
+
+#[test]
+fn a_lease_that_runs_out_takes_its_keys_with_it_also_while_authentication_is_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let rig = Rig::start(config(dir.path()));
+    rig.turn_auth_on();
+    rig.run(grant(1, 7));
+    let put = rig.run(by_root(attach("short", 7)));
+    assert!(matches!(put, Outcome::Put { .. }), "{put:?}");
+    rig.desk.wait_for_revision(3);
+    assert_eq!(rig.get("short"), None);
     rig.node.stop();
 }
 

@@ -11,7 +11,8 @@ use keelson_node::{
 };
 use keelson_proto::ApiError;
 use keelson_proto::rpc::etcdserverpb::{
-    CompactionRequest, DeleteRangeRequest, InternalRaftRequest, PutRequest, RangeRequest,
+    AuthEnableRequest, AuthUserAddRequest, AuthUserGrantRoleRequest, CompactionRequest,
+    DeleteRangeRequest, InternalRaftRequest, PutRequest, RangeRequest, RequestHeader,
 };
 use keelson_store::range::{self, ReadAt};
 use keelson_store::{EventRange, Outcome, Shared};
@@ -116,6 +117,18 @@ pub(crate) struct Rig {
     pub(crate) desk: Arc<Desk>,
 }
 
+/// The same, asked by the user root.
+pub(crate) fn by_root(request: InternalRaftRequest) -> InternalRaftRequest {
+    InternalRaftRequest {
+        header: Some(RequestHeader {
+            username: "root".to_owned(),
+            auth_revision: 100,
+            ..RequestHeader::default()
+        }),
+        ..request
+    }
+}
+
 pub(crate) fn config(dir: &Path) -> Config {
     let mut config = Config::new("m1", dir, "http://127.0.0.1:2380");
     config.client_urls = vec!["http://127.0.0.1:2379".to_owned()];
@@ -158,6 +171,28 @@ impl Rig {
             Reply::Applied(outcome) => outcome,
             other => panic!("not applied: {other:?}"),
         }
+    }
+
+    /// Makes the user root, and turns authentication on.
+    pub(crate) fn turn_auth_on(&self) {
+        self.run(InternalRaftRequest {
+            auth_user_add: Some(AuthUserAddRequest {
+                name: "root".to_owned(),
+                ..AuthUserAddRequest::default()
+            }),
+            ..InternalRaftRequest::default()
+        });
+        self.run(InternalRaftRequest {
+            auth_user_grant_role: Some(AuthUserGrantRoleRequest {
+                user: "root".to_owned(),
+                role: "root".to_owned(),
+            }),
+            ..InternalRaftRequest::default()
+        });
+        self.run(InternalRaftRequest {
+            auth_enable: Some(AuthEnableRequest {}),
+            ..InternalRaftRequest::default()
+        });
     }
 
     /// Puts a key, and returns its revision.

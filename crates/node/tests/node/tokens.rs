@@ -4,12 +4,11 @@ use std::sync::{Arc, Mutex};
 
 use keelson_node::{Env, Node, Watchers};
 use keelson_proto::rpc::etcdserverpb::{
-    AuthEnableRequest, AuthUserAddRequest, AuthUserChangePasswordRequest, AuthUserGrantRoleRequest,
-    InternalAuthenticateRequest, InternalRaftRequest, RequestHeader,
+    AuthUserChangePasswordRequest, InternalAuthenticateRequest, InternalRaftRequest,
 };
 use keelson_store::{AuthOutcome, EventRange, Outcome};
 
-use crate::rig::{Desk, PATIENCE, Rig, config};
+use crate::rig::{Desk, PATIENCE, Rig, by_root, config};
 
 #[derive(Default)]
 struct Told(Mutex<Vec<String>>);
@@ -37,17 +36,6 @@ fn start(dir: &std::path::Path) -> (Rig, Arc<Told>) {
     (Rig { node, desk }, told)
 }
 
-fn by_root(request: InternalRaftRequest) -> InternalRaftRequest {
-    InternalRaftRequest {
-        header: Some(RequestHeader {
-            username: "root".to_owned(),
-            auth_revision: 100,
-            ..RequestHeader::default()
-        }),
-        ..request
-    }
-}
-
 fn log_in(rig: &Rig, letters: &str) -> String {
     let request = InternalRaftRequest {
         authenticate: Some(InternalAuthenticateRequest {
@@ -67,24 +55,7 @@ fn log_in(rig: &Rig, letters: &str) -> String {
 fn tokens_are_told_of_in_the_order_of_the_log_whenever_it_is_applied() {
     let dir = tempfile::tempdir().unwrap();
     let (rig, told) = start(dir.path());
-    rig.run(InternalRaftRequest {
-        auth_user_add: Some(AuthUserAddRequest {
-            name: "root".to_owned(),
-            ..AuthUserAddRequest::default()
-        }),
-        ..InternalRaftRequest::default()
-    });
-    rig.run(InternalRaftRequest {
-        auth_user_grant_role: Some(AuthUserGrantRoleRequest {
-            user: "root".to_owned(),
-            role: "root".to_owned(),
-        }),
-        ..InternalRaftRequest::default()
-    });
-    rig.run(InternalRaftRequest {
-        auth_enable: Some(AuthEnableRequest {}),
-        ..InternalRaftRequest::default()
-    });
+    rig.turn_auth_on();
     let first = log_in(&rig, "first");
     rig.run(by_root(InternalRaftRequest {
         auth_user_change_password: Some(AuthUserChangePasswordRequest {

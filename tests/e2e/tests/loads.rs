@@ -1,0 +1,91 @@
+//! Each work of the load generator, small, against a member: it does what it says it has done.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use keelson_bench::{Report, Spec, Work};
+use keelson_client::Get;
+use keelson_harness::TestMember;
+
+const TOTAL: u64 = 40;
+const KEYS: u64 = 20;
+
+/// Runs `work` against `member`, on two connections, of which the first is named twice.
+async fn run(member: &TestMember, work: Work) -> Report {
+    let mut spec = Spec::new(work);
+    spec.endpoints = vec![member.client_url(), member.client_url()];
+    spec.connections = 2;
+    spec.clients = 3;
+    spec.total = Some(TOTAL);
+    spec.keys = KEYS;
+    spec.pids = vec![std::process::id(), std::process::id()];
+    let report = tokio::task::spawn_blocking(move || keelson_bench::run(&spec));
+    let report = report.await.unwrap().unwrap();
+    assert_eq!(report.errors, 0, "{:?}", report.first_error);
+    let server = report.server.as_ref().unwrap();
+    let processes = server.processes.iter().map(|process| process.cpu_seconds);
+    assert_eq!(server.processes.len(), 2);
+    assert!((server.cpu_seconds - processes.sum::<f64>()).abs() < 1e-9);
+    report
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_work_does_as_many_operations_as_it_is_told_and_counts_what_they_met() {
+    let member = TestMember::start().unwrap();
+    let client = member.client().await.unwrap();
+    let revision = || async { client.status().await.unwrap().header.unwrap().revision };
+
+    let put = run(&member, Work::Put).await;
+    assert_eq!((put.operations, put.items), (TOTAL, TOTAL));
+    assert_eq!(revision().await, 1 + TOTAL as i64);
+
+    let serializable = false;
+    let get = run(&member, Work::Get { serializable }).await;
+    assert_eq!((get.operations, get.items), (TOTAL, TOTAL));
+    let before = revision().await;
+
+    for (page, stream) in [(7, false), (0, false), (0, true)] {
+        let list = Work::List {
+            page,
+            serializable,
+            stream,
+        };
+        let list = run(&member, list).await;
+        assert_eq!(list.operations, TOTAL);
+        if page == 0 {
+            assert_eq!(list.items, TOTAL * KEYS, "stream: {stream}");
+        }
+    }
+
+    let count = run(&member, Work::Count { serializable }).await;
+    assert_eq!((count.operations, count.items), (TOTAL, TOTAL * KEYS));
+
+    let update = run(&member, Work::Update).await;
+    assert_eq!(update.operations, TOTAL);
+    assert!(0 < update.items && update.items <= TOTAL);
+
+    let mixed = run(&member, Work::Mixed { writes: 50 }).await;
+    assert_eq!((mixed.operations, mixed.items), (TOTAL, TOTAL));
+    assert!(revision().await > before + update.items as i64);
+
+    let watch = Work::Watch {
+        watchers: 5,
+        streams: 2,
+    };
+    let watch = run(&member, watch).await;
+    assert_eq!((watch.operations, watch.items), (5 * TOTAL, TOTAL));
+
+    let lag = Work::Lag {
+        watchers: 4,
+        behind: 100,
+    };
+    let lag = run(&member, lag).await;
+    assert_eq!(lag.operations, TOTAL);
+
+    let keep_alive = run(&member, Work::KeepAlive).await;
+    assert_eq!((keep_alive.operations, keep_alive.items), (TOTAL, TOTAL));
+    let lease = run(&member, Work::Lease).await;
+    assert_eq!((lease.operations, lease.items), (TOTAL, TOTAL));
+    let leases = client.lease_list().await.unwrap().leases;
+    assert_eq!(leases, [], "they are taken back");
+    let left = client.get(Get::prefix("bench/")).await.unwrap().kvs;
+    assert!(left.iter().all(|kv| kv.lease == 0));
+}
