@@ -1,6 +1,7 @@
 //! Clients that watch, through one member or through all.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -25,6 +26,9 @@ const ASK_EVERY: Duration = Duration::from_millis(700);
 /// How long the last events may take once all is well.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How often it is looked whether they came.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
 /// What changed at each revision.
 pub type Observed = BTreeMap<i64, Vec<Change>>;
 
@@ -40,7 +44,6 @@ struct Watching {
     task: JoinHandle<()>,
 }
 
-#[derive(Debug)]
 struct Seen {
     watch: watch_check::Watch,
     /// It has everything before this.
@@ -80,27 +83,30 @@ impl Watchers {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         let mut watches = Vec::new();
         for (number, watching) in self.each.into_iter().enumerate() {
-            loop {
-                let seen = watching.seen.lock().unwrap_or_else(PoisonError::into_inner);
-                if let Some(reason) = &seen.ended {
-                    bail!("watcher {number} has ended: {reason}");
+            let watch = loop {
+                let looked = watching.look(last);
+                if let Some(watch) = looked.with_context(|| format!("watcher {number}"))? {
+                    break watch;
                 }
-                if seen.next > last {
-                    watches.push(seen.watch.clone());
-                    break;
-                }
-                let (next, endpoint) = (seen.next, seen.endpoint.clone());
-                drop(seen);
                 let late = tokio::time::Instant::now() > deadline;
-                ensure!(
-                    !late,
-                    "watcher {number} is at {next} of {last}, {endpoint:?}"
-                );
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
+                ensure!(!late, "watcher {number} needs {last}: {:?}", watching.seen);
+                tokio::time::sleep(LOOK_EVERY).await;
+            };
+            watches.push(watch);
             watching.task.abort();
         }
         Ok(watches)
+    }
+}
+
+impl Watching {
+    /// What it has got, if that is everything up to a revision.
+    fn look(&self, last: i64) -> anyhow::Result<Option<watch_check::Watch>> {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(reason) = &seen.ended {
+            bail!("it has ended: {reason}");
+        }
+        Ok((seen.next > last).then(|| seen.watch.clone()))
     }
 }
 
@@ -152,6 +158,15 @@ async fn follow(mut watcher: Watcher, seen: Arc<Mutex<Seen>>) {
                 return;
             }
         }
+    }
+}
+
+impl fmt::Debug for Seen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Seen")
+            .field("next", &self.next)
+            .field("endpoint", &self.endpoint)
+            .finish_non_exhaustive()
     }
 }
 
