@@ -291,7 +291,10 @@ impl Member {
                 Ok(()) if self.state.is_capable() => return Ok(()),
                 Ok(()) => thread::sleep(CAPABLE_EVERY),
                 Err(keelson_node::Error::NotReady) => {}
-                Err(error) => return Err(error.into()),
+                // That it has stopped says less than why.
+                Err(error) => {
+                    return Err(self.failure().map_or_else(|| error.into(), Error::Stopped));
+                }
             }
         }
     }
