@@ -22,7 +22,7 @@ mod watching;
 
 pub use error::Error;
 pub use member::Member;
-pub use run::serve;
+pub use run::{serve, serve_in};
 
 /// The wire tests' client serves the tests of this crate's inside too.
 #[cfg(test)]
