@@ -110,7 +110,7 @@ async fn connection(context: Arc<Context>, socket: Socket, secured: bool) {
             let accepted = tokio::time::timeout(TLS_HANDSHAKE_TIMEOUT, tls.accept(stream, remote));
             let error = match accepted.await {
                 Ok(Ok(stream)) => return http(context, Box::new(stream), remote).await,
-                Ok(Err(error)) => error.to_string(),
+                Ok(Err(error)) => crate::dial::root_cause(&error),
                 Err(_) => "TLS handshake: i/o timeout".to_owned(),
             };
             return rejected(remote, &error);
