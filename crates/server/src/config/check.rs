@@ -231,9 +231,6 @@ fn check_supported(config: &Config) -> Result<(), ConfigError> {
     if let Some((flag, value)) = asked {
         return refuse(format!("--{flag}={value}"));
     }
-    if config.peer_tls.auto_tls {
-        return refuse("--peer-auto-tls=true".to_owned());
-    }
     let lists = [
         ("listen-client-urls", &config.listen_client_urls),
         ("listen-client-http-urls", &config.listen_client_http_urls),
