@@ -16,7 +16,7 @@ mod process_cluster;
 pub mod wait;
 
 pub use cluster::{Room, TestCluster};
-pub use faulty::Faults;
+pub use faulty::{DiskState, Faults, Part};
 pub use log::LogLine;
 pub use member::TestMember;
 pub use ports::free_port;

@@ -28,6 +28,7 @@ pub struct Launch {
     binary: PathBuf,
     called: OsString,
     arguments: Vec<OsString>,
+    variables: Vec<(OsString, OsString)>,
     bare: bool,
     name: String,
     peer_scheme: &'static str,
@@ -43,11 +44,26 @@ impl Launch {
             binary: binary.into(),
             called: OsString::from("etcd"),
             arguments: Vec::new(),
+            variables: Vec::new(),
             bare: false,
             name: "test".to_owned(),
             peer_scheme: "http",
             initial_cluster: None,
         }
+    }
+
+    /// Called as something else.
+    #[must_use]
+    pub fn called(mut self, name: impl Into<OsString>) -> Launch {
+        self.called = name.into();
+        self
+    }
+
+    /// With one more variable of the environment.
+    #[must_use]
+    pub fn variable(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Launch {
+        self.variables.push((name.into(), value.into()));
+        self
     }
 
     /// One more argument.
@@ -175,10 +191,10 @@ impl Process {
         self.wait_until_ready()
     }
 
-    /// Waits until it serves.
+    /// Waits until a server that was spawned serves.
     ///
     /// # Errors
-    /// As [`Process::start`].
+    /// If it ends, or is not ready in 30 s and was killed; the error holds its log.
     pub fn wait_until_ready(&mut self) -> anyhow::Result<()> {
         let log = &self.running.as_ref().context("not running")?.log;
         match log.wait_for(READY, PATIENCE) {
@@ -234,6 +250,9 @@ impl Process {
                 command.env_remove(name);
             }
         }
+        for (name, value) in &self.launch.variables {
+            command.env(name, value);
+        }
         if !self.launch.bare {
             command.args(self.own_arguments());
         }
@@ -287,6 +306,33 @@ impl Process {
     pub fn stop(&mut self) -> anyhow::Result<Exit> {
         self.signal(Signal::TERM)?;
         self.wait()
+    }
+
+    /// `SIGSTOP`: it does nothing until [`Process::go_on`].
+    ///
+    /// # Errors
+    /// If it is not running.
+    pub fn pause(&self) -> anyhow::Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    /// `SIGCONT`.
+    ///
+    /// # Errors
+    /// If it is not running.
+    pub fn go_on(&self) -> anyhow::Result<()> {
+        self.signal(Signal::CONT)
+    }
+
+    /// Whether it runs: it was started, and has not ended.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn is_running(&mut self) -> anyhow::Result<bool> {
+        match &mut self.running {
+            Some(running) => Ok(running.child.try_wait()?.is_none()),
+            None => Ok(false),
+        }
     }
 
     fn signal(&self, signal: Signal) -> anyhow::Result<()> {

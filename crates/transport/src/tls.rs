@@ -14,7 +14,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier;
@@ -33,8 +33,11 @@ mod own;
 mod verify;
 pub(crate) mod words;
 
-pub use own::{OwnFiles, own_certificate};
+pub use own::{OwnFiles, make_own};
 use verify::{Allowed, Anybody, Clients, Servers};
+
+/// How long the other end may take to say who it is; etcd's bound.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A version of TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -151,12 +154,24 @@ impl Tls {
         Ok(Arc::new(tls))
     }
 
-    /// Secures a connection that was accepted, and checks who is at the other end.
+    /// Secures a connection that was accepted, and checks who is at the other end. That has ten
+    /// seconds.
     ///
     /// # Errors
     ///
     /// Why the connection is refused.
     pub async fn accept<S>(
+        self: &Arc<Self>,
+        stream: S,
+        remote: Option<SocketAddr>,
+    ) -> io::Result<server::TlsStream<S>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        in_time(self.accept_and_check(stream, remote)).await
+    }
+
+    async fn accept_and_check<S>(
         self: &Arc<Self>,
         stream: S,
         remote: Option<SocketAddr>,
@@ -175,7 +190,7 @@ impl Tls {
         Ok(stream)
     }
 
-    /// Secures a connection to a server that must prove to be `host`.
+    /// Secures a connection to a server that must prove to be `host`, within ten seconds.
     ///
     /// # Errors
     ///
@@ -194,7 +209,7 @@ impl Tls {
         })?;
         let tls = Arc::clone(self);
         let config = blocking(move || tls.client_config()).await?;
-        TlsConnector::from(config).connect(name, stream).await
+        in_time(TlsConnector::from(config).connect(name, stream)).await
     }
 
     fn server_config(&self) -> io::Result<Arc<ServerConfig>> {
@@ -287,6 +302,30 @@ impl Tls {
             _ => Ok(roots),
         }
     }
+}
+
+/// The common name in the certificate that whoever has connected was made to show; `None` where that
+/// is none, or without a name.
+#[must_use]
+pub fn common_name<S>(stream: &server::TlsStream<S>) -> Option<String> {
+    let chain = stream.get_ref().1.peer_certificates()?;
+    check::common_name(chain.first()?)
+}
+
+async fn in_time<T>(handshake: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
+        Ok(result) => result,
+        Err(_) => {
+            let text = "TLS handshake: i/o timeout";
+            Err(io::Error::new(io::ErrorKind::TimedOut, text))
+        }
+    }
+}
+
+/// Why a connection was refused, in the words that etcd's log has for it.
+#[must_use]
+pub fn describe(error: &io::Error) -> String {
+    crate::dial::root_cause(error)
 }
 
 /// The provider with the suites that are wanted.

@@ -49,10 +49,21 @@ pub(super) fn is_allowed(allowed: &Allowed, leaf: &CertificateDer<'_>) -> bool {
     let Ok(parsed) = parse(leaf) else {
         return false;
     };
-    let common_name = parsed.subject().iter_common_name().last();
-    let common_name = common_name.and_then(|name| name.as_str().ok());
-    let common_name = common_name.unwrap_or_default();
+    let common_name = last_common_name(&parsed);
     allowed.common_names.iter().any(|name| name == common_name)
+}
+
+/// The common name of a certificate, if it has one.
+pub(super) fn common_name(cert: &CertificateDer<'_>) -> Option<String> {
+    let parsed = parse(cert).ok()?;
+    let name = last_common_name(&parsed);
+    (!name.is_empty()).then(|| name.to_owned())
+}
+
+/// Of several the last, as with Go; empty where there is none that is text.
+fn last_common_name<'a>(cert: &'a X509Certificate<'_>) -> &'a str {
+    let name = cert.subject().iter_common_name().last();
+    name.and_then(|name| name.as_str().ok()).unwrap_or_default()
 }
 
 /// Whether a certificate is for a name or an address.
