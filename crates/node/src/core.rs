@@ -296,6 +296,12 @@ impl Core {
 
     /// One step of raft for a run of requests, one for each configuration change.
     fn propose(&mut self, proposals: Vec<Proposal>) {
+        let (proposals, outdated): (Vec<Proposal>, Vec<Proposal>) = proposals
+            .into_iter()
+            .partition(|proposal| self.is_wanted(proposal));
+        for proposal in outdated {
+            self.drop_proposal(&proposal, ApiError::ProposalDropped);
+        }
         if proposals.is_empty() {
             return;
         }
@@ -319,6 +325,14 @@ impl Core {
             }
         }
         self.propose_run(&mut run);
+    }
+
+    /// Whether a proposal is still what it was meant to be: the decision of the leader of a term.
+    fn is_wanted(&self, proposal: &Proposal) -> bool {
+        let leads = self.raft.role() == Role::Leader;
+        proposal
+            .only_in
+            .is_none_or(|term| leads && self.raft.term() == term)
     }
 
     /// Proposes a run of requests, to another leader in parcels of a bounded size.

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use keelson_proto::ApiError;
-use keelson_proto::ids::{LeaseId, MemberId};
+use keelson_proto::ids::{LeaseId, MemberId, Term};
 use keelson_proto::rpc::etcdserverpb::{
     AlarmRequest, AlarmType, CompactionRequest, InternalRaftRequest, LeaseCheckpointRequest,
     LeaseRevokeRequest, RequestHeader, alarm_request::AlarmAction,
@@ -310,8 +310,13 @@ impl DutyWorker {
     }
 
     fn propose(&self, request: InternalRaftRequest, duty: Duty) -> bool {
+        self.propose_in(None, request, duty)
+    }
+
+    fn propose_in(&self, only_in: Option<Term>, request: InternalRaftRequest, duty: Duty) -> bool {
         let now = self.links.env.clock.now();
-        let result = self.links.propose(request, Asker::Duty(duty, now));
+        let asker = Asker::Duty(duty, now);
+        let result = self.links.propose_in(only_in, request, asker);
         if let Err(error) = &result {
             tracing::debug!(%error, ?duty, "could not propose");
         }
@@ -379,6 +384,11 @@ impl DutyWorker {
             tracing::warn!("Ignore the lease revoking request because the raft loop did not tick");
             return;
         }
+        // Another leader has given the leases their time anew, and clients renew them there: what this one
+        // finds is nothing to that one, even if this one does not know of it yet.
+        let Some(term) = self.links.gate.leads() else {
+            return;
+        };
         let now = self.links.env.ticks();
         let (expired, checkpoints) = {
             let mut deadlines = self.links.shared.deadlines();
@@ -395,7 +405,7 @@ impl DutyWorker {
                 lease_revoke: Some(LeaseRevokeRequest { id }),
                 ..InternalRaftRequest::default()
             };
-            if self.propose(request, Duty::LeaseRevoke) {
+            if self.propose_in(Some(term), request, Duty::LeaseRevoke) {
                 self.links.stats.leases_expired.add(1);
             }
         }
@@ -404,7 +414,7 @@ impl DutyWorker {
                 lease_checkpoint: Some(LeaseCheckpointRequest { checkpoints }),
                 ..InternalRaftRequest::default()
             };
-            self.propose(request, Duty::LeaseCheckpoint);
+            self.propose_in(Some(term), request, Duty::LeaseCheckpoint);
         }
     }
 

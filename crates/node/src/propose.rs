@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use keelson_proto::entry::ConfChange;
-use keelson_proto::ids::{MemberId, RequestId};
+use keelson_proto::ids::{MemberId, RequestId, Term};
 use keelson_proto::rpc::etcdserverpb::InternalRaftRequest;
 use keelson_proto::{ApiError, request};
 
@@ -77,6 +77,16 @@ impl Links {
     /// `spec/api.md` 2.1, "Proposal path".
     pub(crate) fn propose(
         &self,
+        request: InternalRaftRequest,
+        asker: Asker,
+    ) -> Result<RequestId, ApiError> {
+        self.propose_in(None, request, asker)
+    }
+
+    /// As [`Links::propose`]; with a term it is dropped unless this member still leads in that one.
+    pub(crate) fn propose_in(
+        &self,
+        only_in: Option<Term>,
         mut request: InternalRaftRequest,
         asker: Asker,
     ) -> Result<RequestId, ApiError> {
@@ -95,6 +105,7 @@ impl Links {
         self.submit(Proposal {
             id,
             content: Content::Request(data),
+            only_in,
             waiter: Some(waiter),
         })?;
         Ok(id)
@@ -116,6 +127,7 @@ impl Links {
         self.submit(Proposal {
             id,
             content,
+            only_in: None,
             waiter: Some(waiter),
         })?;
         Ok(id)
