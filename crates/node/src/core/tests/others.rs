@@ -334,3 +334,22 @@ fn what_the_leader_of_a_term_decides_is_not_passed_on_to_the_next_one() {
         "the decision is dropped"
     );
 }
+
+#[test]
+fn a_candidate_asks_for_votes_when_its_own_disk_has_its_term() {
+    let five = [ME, OTHER, THIRD, MemberId(4), MemberId(5)];
+    let mut bench = Bench::new(options(0), empty_log(voters(&five)), 0);
+    while bench.messages.is_empty() {
+        bench.give([Input::Tick]);
+    }
+    let term = bench.core.view().term.0 + 1;
+    bench.settle();
+    bench.messages.clear();
+    let polled = [OTHER, THIRD].map(|id| Input::Step(from(id, MessageKind::PreVoteResp, term)));
+    bench.give(polled);
+    assert_eq!(bench.appends.len(), 1, "its term is on its way to the disk");
+    assert!(bench.messages.is_empty(), "nobody hears of the term before");
+    bench.sync(1);
+    assert_eq!(kinds(&bench.messages, OTHER), [MessageKind::Vote]);
+    assert_eq!(kinds(&bench.messages, THIRD), [MessageKind::Vote]);
+}
