@@ -39,8 +39,7 @@ impl World {
                 self.safety.sent(&message)?;
                 // A proposal that comes twice is two proposals.
                 if message.kind != MessageKind::Prop && self.random.chance(kept) {
-                    let copy = Parcel::Message(message.clone());
-                    self.copies.keep(copy, &mut self.random);
+                    self.copies.keep(message.clone(), &mut self.random);
                 }
                 if !self.net.passes(from, message.to) {
                     return Ok(());
@@ -52,8 +51,8 @@ impl World {
             }
             Parcel::Snapshot(snapshot) => {
                 if kept > 0 && self.random.chance(SNAPSHOTS_KEPT) {
-                    let copy = copy(&snapshot)?;
-                    self.copies.keep(copy, &mut self.random);
+                    let (message, body) = (snapshot.message().clone(), body(&snapshot)?);
+                    self.copies.keep_snapshot(message, body, &mut self.random);
                 }
                 if self.random.chance(self.weather.lost) {
                     snapshot.finish(false);
@@ -271,12 +270,12 @@ impl World {
     }
 }
 
-/// What a snapshot is, with the bytes of its file.
-fn copy(snapshot: &OutgoingSnapshot) -> Result<Parcel, Failed> {
+/// The bytes of a snapshot's file.
+fn body(snapshot: &OutgoingSnapshot) -> Result<Arc<[u8]>, Failed> {
     let mut body = Vec::new();
     let read = snapshot.reader().read_to_end(&mut body);
     read.map_err(|error| format!("a snapshot cannot be read: {error}"))?;
-    Ok(Parcel::Copy(snapshot.message().clone(), Arc::from(body)))
+    Ok(Arc::from(body))
 }
 
 fn describe(trace: &mut Trace, now: Moment, message: &Message) {
