@@ -1,6 +1,7 @@
 """A new member of a cluster that holds much: how long it takes, and what writers notice meanwhile."""
 
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -32,35 +33,29 @@ def measure(cluster, options, generator, etcdctl):
     print(f"filling {keys} keys", file=sys.stderr)
     fill = f"get --connections 4 --clients 4 --total 1 --key-size 64 --value-size {VALUE_BYTES} --keys {keys}"
     bench(generator, fill.split() + ["--endpoint", leader.client])
+    # A follower may itself lag behind so much writing.
+    until(lambda: all(has_caught_up(member, leader) for member in cluster.members))
     writes = WRITES.split() + ["--endpoint", leader.client, "--json"]
     idle = json.loads(bench(generator, [*writes, "--duration", str(options.seconds)]))
-    # Longer than it can take; ended when the member is there.
     meanwhile = subprocess.Popen(
-        [generator, "bench", *writes, "--duration", str(options.seconds)], stdout=subprocess.PIPE, text=True
+        [generator, "bench", *writes, "--duration", str(PATIENCE_SECONDS)], stdout=subprocess.PIPE, text=True
     )
-    reports = []
     joined = cluster.join(etcdctl)
     begin, cpu = time.monotonic(), processor_seconds(leader.pid)
-    while not has_caught_up(joined, leader):
-        joined.check_alive()
-        if time.monotonic() > begin + PATIENCE_SECONDS:
-            raise RuntimeError(f"{joined.name} has not caught up in {PATIENCE_SECONDS} s")
-        if meanwhile.poll() is not None:
-            reports.append(json.loads(meanwhile.stdout.read()))
-            meanwhile = subprocess.Popen(meanwhile.args, stdout=subprocess.PIPE, text=True)
-        time.sleep(0.02)
+    until(lambda: has_caught_up(joined, leader), joined.check_alive)
     seconds, cpu = time.monotonic() - begin, processor_seconds(leader.pid) - cpu
-    reports.append(json.loads(meanwhile.communicate()[0]))
-    latencies = [report["latency_us"] for report in reports]
+    # The generator ends its run, and reports.
+    meanwhile.send_signal(signal.SIGINT)
+    busy = json.loads(meanwhile.communicate()[0])
     return {
         "seconds": seconds,
         "leader_cpu_seconds": cpu,
         "joined_cpu_seconds": processor_seconds(joined.pid),
         "idle_p99_us": idle["latency_us"]["p99"],
         "idle_max_us": idle["latency_us"]["max"],
-        "p99_us": max(latency["p99"] for latency in latencies),
-        "max_us": max(latency["max"] for latency in latencies),
-        "errors": sum(report["errors"] for report in reports),
+        "p99_us": busy["latency_us"]["p99"],
+        "max_us": busy["latency_us"]["max"],
+        "errors": busy["errors"],
     }
 
 
@@ -71,6 +66,16 @@ def has_caught_up(joined, leader):
     applied = "etcd_server_proposals_applied_total"
     there = leader.metric(applied)
     return joined.metric(applied) >= there
+
+
+def until(holds, check=lambda: None):
+    """Waits until something holds, as long as the check passes."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not holds():
+        check()
+        if time.monotonic() > end:
+            raise RuntimeError(f"a member has not caught up in {PATIENCE_SECONDS} s")
+        time.sleep(0.02)
 
 
 def bench(generator, arguments):

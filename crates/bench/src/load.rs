@@ -1,6 +1,6 @@
 //! Keys, values, and which operation is begun when.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -64,6 +64,7 @@ pub(crate) fn mix(number: u64) -> u64 {
 #[derive(Debug)]
 pub(crate) struct Schedule {
     next: AtomicU64,
+    stopped: AtomicBool,
     total: u64,
     start: Instant,
     end: Instant,
@@ -83,6 +84,7 @@ impl Schedule {
     pub(crate) fn new(spec: &Spec, start: Instant) -> Schedule {
         Schedule {
             next: AtomicU64::new(0),
+            stopped: AtomicBool::new(false),
             total: spec.total.unwrap_or(u64::MAX),
             start,
             end: start + spec.time_box(),
@@ -90,9 +92,16 @@ impl Schedule {
         }
     }
 
+    /// Begins no more operations.
+    pub(crate) fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
+    }
+
     /// Whether no more operations are begun.
     pub(crate) fn has_ended(&self) -> bool {
-        self.next.load(Ordering::Relaxed) >= self.total || Instant::now() >= self.end
+        self.stopped.load(Ordering::Relaxed)
+            || self.next.load(Ordering::Relaxed) >= self.total
+            || Instant::now() >= self.end
     }
 
     /// The next operation, when it is due; `None` when the run is over.
@@ -101,7 +110,7 @@ impl Schedule {
     /// waited for counts from when the clock woke it, since clocks wake late.
     pub(crate) async fn turn(&self) -> Option<Turn> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        if number >= self.total {
+        if number >= self.total || self.stopped.load(Ordering::Relaxed) {
             return None;
         }
         let now = Instant::now();
@@ -138,7 +147,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_run_ends_with_its_total_and_with_its_time() {
+    async fn a_run_ends_with_its_total_with_its_time_and_when_it_is_told_to() {
         let mut spec = Spec::new(Work::Put);
         spec.total = Some(2);
         let schedule = Schedule::new(&spec, Instant::now());
@@ -150,6 +159,10 @@ mod tests {
         let long_ago = Instant::now().checked_sub(Duration::from_secs(3)).unwrap();
         let schedule = Schedule::new(&spec, long_ago);
         assert!(schedule.turn().await.is_none());
+        let schedule = Schedule::new(&spec, Instant::now());
+        assert!(schedule.turn().await.is_some() && !schedule.has_ended());
+        schedule.stop();
+        assert!(schedule.turn().await.is_none() && schedule.has_ended());
     }
 
     #[tokio::test]

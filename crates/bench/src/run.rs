@@ -122,6 +122,19 @@ async fn workers(spec: &Spec, clients: &[Client], data: &Data) -> anyhow::Result
     Ok(workers)
 }
 
+/// Lets an interrupt (`^C`) end the schedule and not the process, so that what was seen is told. It
+/// is watched for while the answer lives.
+pub(crate) fn stop_when_interrupted(schedule: &Arc<Schedule>) -> JoinSet<()> {
+    let schedule = Arc::clone(schedule);
+    let mut watching = JoinSet::new();
+    watching.spawn(async move {
+        if tokio::signal::ctrl_c().await.is_ok() {
+            schedule.stop();
+        }
+    });
+    watching
+}
+
 /// Lets the workers take turns as scheduled.
 async fn operate(
     spec: &Spec,
@@ -132,6 +145,7 @@ async fn operate(
     start: Instant,
 ) -> anyhow::Result<Tally> {
     let schedule = Arc::new(Schedule::new(spec, start));
+    let _interrupt = stop_when_interrupted(&schedule);
     let lagging = past.map(|past| lag::spawn(clients, data, past, &schedule));
     let mut running = JoinSet::new();
     for worker in workers {

@@ -41,6 +41,11 @@ pub enum Work {
         /// All keys, as a stream of pieces (`RangeStream`); `page` must be 0.
         stream: bool,
     },
+    /// How many keys there are, of all that the run's keys could be.
+    Count {
+        /// As for [`Work::Get`].
+        serializable: bool,
+    },
     /// Puts, and linearizable gets, of single keys.
     Mixed {
         /// Puts among 100 operations.
@@ -76,6 +81,7 @@ impl Work {
             Work::Put => "put",
             Work::Get { .. } => "get",
             Work::List { .. } => "list",
+            Work::Count { .. } => "count",
             Work::Mixed { .. } => "mixed",
             Work::Update => "update",
             Work::KeepAlive => "keep-alive",
@@ -89,7 +95,11 @@ impl Work {
     pub(crate) fn reads(&self) -> bool {
         matches!(
             self,
-            Work::Get { .. } | Work::List { .. } | Work::Mixed { .. } | Work::Update
+            Work::Get { .. }
+                | Work::List { .. }
+                | Work::Count { .. }
+                | Work::Mixed { .. }
+                | Work::Update
         )
     }
 }

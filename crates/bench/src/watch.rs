@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use crate::load::{Data, PREFIX, Schedule};
-use crate::run::{Tally, histogram, record};
+use crate::run::{Tally, histogram, record, stop_when_interrupted};
 use crate::spec::Spec;
 
 /// How long events are waited for after the last write.
@@ -71,6 +71,7 @@ pub(crate) async fn run(
     }
     drop(total);
     let schedule = Arc::new(Schedule::new(spec, start));
+    let _interrupt = stop_when_interrupted(&schedule);
     let mut writers = JoinSet::new();
     for number in 0..spec.clients {
         let client = clients[number % clients.len()].clone();

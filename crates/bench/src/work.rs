@@ -21,6 +21,7 @@ pub(crate) struct Worker {
 enum Task {
     Put,
     Get { serializable: bool },
+    Count { serializable: bool },
     Mixed { writes: u64 },
     Update,
     List(List),
@@ -52,6 +53,7 @@ impl Worker {
         let task = match *work {
             Work::Put => Task::Put,
             Work::Get { serializable } => Task::Get { serializable },
+            Work::Count { serializable } => Task::Count { serializable },
             Work::Mixed { writes } => Task::Mixed { writes },
             Work::Update => Task::Update,
             Work::List {
@@ -84,6 +86,11 @@ impl Worker {
         match &mut self.task {
             Task::Put => put(client, data, number).await,
             Task::Get { serializable } => get(client, data, number, *serializable).await,
+            Task::Count { serializable } => {
+                let get = Get::prefix(PREFIX).count_only();
+                let answer = client.get(consistency(get, *serializable)).await?;
+                Ok(answer.count.unsigned_abs())
+            }
             Task::Mixed { writes } if mix(!number) % 100 < *writes => {
                 put(client, data, number).await
             }

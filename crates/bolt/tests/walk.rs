@@ -206,3 +206,83 @@ fn damage_that_the_search_finds_stops_the_writer_and_no_reader() {
     let opened = Db::open_storage(Box::new(MemStorage::with_contents(&contents)), waiting);
     assert!(matches!(opened, Err(Error::Corrupt { .. })));
 }
+
+/// Puts `value` over some keys; whether the commit was reported as done.
+fn overwrite(db: &Db, value: u8) -> bool {
+    let mut tx = db.begin_write().unwrap();
+    let mut bucket = tx.bucket_mut(b"a").unwrap();
+    for i in (0..1000u32).step_by(200) {
+        bucket.put(&i.to_be_bytes(), &[value; 4000]).unwrap();
+    }
+    tx.commit().is_ok()
+}
+
+/// What [`overwrite`] has put there last; all its keys must agree.
+fn overwritten(db: &Db) -> u8 {
+    let tx = db.begin_read().unwrap();
+    assert_eq!(check(&tx), []);
+    let bucket = tx.bucket(b"a").unwrap().unwrap();
+    let first = bucket.get(&0u32.to_be_bytes()).unwrap().unwrap()[0];
+    for i in (0..1000u32).step_by(200) {
+        let value = bucket.get(&i.to_be_bytes()).unwrap().unwrap();
+        assert_eq!(value, [first; 4000], "one commit, whole");
+    }
+    first
+}
+
+/// The power goes at every write and sync of a commit, before the search has ended and after it.
+fn survive(no_freelist_sync: bool, searched: bool) {
+    let options = Options {
+        no_freelist_sync,
+        ..Options::default()
+    };
+    let base = large();
+    let mut seed = 1u64;
+    let mut random = move || {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        seed >> 16
+    };
+    for cut in 0.. {
+        let storage = base.copy();
+        let gate = Gate::default();
+        let gated = Gated(storage.clone(), gate.clone());
+        let db = Db::open_storage(Box::new(gated), options.clone()).unwrap();
+        assert!(overwrite(&db, 2), "beside the search");
+        if searched {
+            gate.open();
+            db.wait_for_freelist().unwrap();
+        }
+        storage.cut_after(Some(cut));
+        let done = overwrite(&db, 3);
+        for _ in 0..3 {
+            let crashed = storage.crash(&mut random);
+            let db = Db::open_storage(Box::new(crashed.clone()), options.clone()).unwrap();
+            let found = overwritten(&db);
+            let allowed: &[u8] = if done { &[3] } else { &[2, 3] };
+            assert!(allowed.contains(&found), "cut {cut}: {found}");
+            // And it goes on from there, whatever the file says of its free pages.
+            db.wait_for_freelist().unwrap();
+            assert!(overwrite(&db, 4));
+            assert_eq!(overwritten(&db), 4);
+        }
+        gate.open();
+        if done {
+            assert!(cut > 5, "the commit is more than {cut} operations");
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_crash_before_the_search_has_ended_leaves_one_of_the_last_two_states() {
+    for no_freelist_sync in [false, true] {
+        survive(no_freelist_sync, false);
+    }
+}
+
+#[test]
+fn a_crash_at_the_first_commit_after_the_search_leaves_one_of_the_last_two_states() {
+    for no_freelist_sync in [false, true] {
+        survive(no_freelist_sync, true);
+    }
+}

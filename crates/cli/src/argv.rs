@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Command;
+use keelson_node::Env;
 
 use crate::{bench, bolt, flags, serve, version};
 
@@ -16,6 +17,11 @@ pub(crate) const FAILED: u8 = 1;
 
 /// Runs the program on its arguments, of which the first is its name.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    run_in(arguments, Env::real())
+}
+
+/// As [`run`], with a member, if it is one that is started, in a world of the caller's making.
+pub fn run_in(arguments: impl IntoIterator<Item = OsString>, env: Env) -> ExitCode {
     let mut texts = Vec::new();
     for argument in arguments {
         match argument.into_string() {
@@ -35,34 +41,40 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         .and_then(|name| name.to_str())
         .unwrap_or("keelson");
     match name {
-        "etcd" => etcd(&texts),
+        "etcd" => etcd(&texts, env),
         "bbolt" => bolt::run("bbolt", texts.get(1..).unwrap_or_default()),
         "etcdctl" | "etcdutl" => not_yet(name),
-        _ => keelson(&texts),
+        _ => keelson(&texts, env),
     }
 }
 
 /// etcd's own program: flags at once, or one of its proxies.
-fn etcd(arguments: &[String]) -> ExitCode {
+fn etcd(arguments: &[String], env: Env) -> ExitCode {
     match arguments.get(1).map(String::as_str) {
         Some(proxy @ ("gateway" | "grpc-proxy")) => not_yet(&format!("etcd {proxy}")),
-        _ => serve::serve(&serve::Call {
-            program: "etcd",
-            arguments,
-            flags: arguments.get(1..).unwrap_or_default(),
-            as_etcd: true,
-        }),
+        _ => serve::serve(
+            &serve::Call {
+                program: "etcd",
+                arguments,
+                flags: arguments.get(1..).unwrap_or_default(),
+                as_etcd: true,
+            },
+            env,
+        ),
     }
 }
 
-fn keelson(arguments: &[String]) -> ExitCode {
+fn keelson(arguments: &[String], env: Env) -> ExitCode {
     match arguments.get(1).map(String::as_str) {
-        Some("serve") => serve::serve(&serve::Call {
-            program: "keelson serve",
-            arguments,
-            flags: &arguments[2..],
-            as_etcd: false,
-        }),
+        Some("serve") => serve::serve(
+            &serve::Call {
+                program: "keelson serve",
+                arguments,
+                flags: &arguments[2..],
+                as_etcd: false,
+            },
+            env,
+        ),
         Some("bolt") => bolt::run("keelson bolt", &arguments[2..]),
         Some("version" | "--version" | "-V") => {
             print(&version::own());

@@ -35,6 +35,7 @@ pub fn command() -> Command {
                         .help("Read all keys as a stream of pieces; needs --page 0"),
                 ),
         )
+        .subcommand(reading(Command::new("count").about("Count all keys")))
         .subcommand(
             populating(Command::new("mixed").about("Write and read single keys"))
                 .arg(number("writes", "Puts among 100 operations").default_value("20")),
@@ -177,6 +178,9 @@ fn spec(name: &str, matches: &ArgMatches) -> anyhow::Result<Spec> {
             serializable: matches.get_flag("serializable"),
             stream: matches.get_flag("stream"),
         },
+        "count" => Work::Count {
+            serializable: matches.get_flag("serializable"),
+        },
         "mixed" => Work::Mixed {
             writes: or_zero("writes"),
         },
@@ -192,7 +196,7 @@ fn spec(name: &str, matches: &ArgMatches) -> anyhow::Result<Spec> {
             streams: size("streams")?,
         },
     };
-    let populates = matches!(name, "get" | "list" | "mixed" | "update");
+    let populates = matches!(name, "get" | "list" | "count" | "mixed" | "update");
     let mut spec = Spec::new(work);
     spec.populate = !(populates && matches.get_flag("no-populate"));
     if let Some(endpoints) = matches.get_many::<String>("endpoint") {

@@ -11,4 +11,4 @@ pub mod flags;
 pub mod serve;
 pub mod version;
 
-pub use argv::run;
+pub use argv::{run, run_in};

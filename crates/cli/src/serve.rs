@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
 
+use keelson_node::Env;
 use keelson_server::config::{Checked, Config, ConfigError, DEFAULT_PEER_URL, Stage, quote};
 use keelson_server::logging;
 use tracing::{error, info, warn};
@@ -26,11 +27,11 @@ pub struct Call<'a> {
     pub as_etcd: bool,
 }
 
-/// Starts a member and returns when it has ended, with etcd's exit codes (api.md 5.6).
+/// Starts a member in `env` and returns when it has ended, with etcd's exit codes (api.md 5.6).
 #[must_use]
-pub fn serve(call: &Call<'_>) -> ExitCode {
+pub fn serve(call: &Call<'_>, env: Env) -> ExitCode {
     match configure(call) {
-        Ok(config) => start(config),
+        Ok(config) => start(config, env),
         Err(code) => ExitCode::from(code),
     }
 }
@@ -229,7 +230,7 @@ fn look_into(directory: &Path) -> std::io::Result<Found> {
 }
 
 /// Starts the member in its directory and waits for its end.
-fn start(config: Checked) -> ExitCode {
+fn start(config: Checked, env: Env) -> ExitCode {
     let directory = config.data_dir.display().to_string();
     let directory = directory.as_str();
     match look_into(&config.data_dir) {
@@ -264,7 +265,7 @@ fn start(config: Checked) -> ExitCode {
         ),
     }
     let hints = Hints::of(&config);
-    match run_member(config) {
+    match run_member(config, env) {
         Ok(()) => ExitCode::SUCCESS,
         Err(cause) => {
             match cause.downcast_ref() {
@@ -319,8 +320,8 @@ impl Hints {
 }
 
 /// The one call into the server: runs a member until it is stopped.
-fn run_member(config: Checked) -> Result<(), anyhow::Error> {
-    Ok(keelson_server::serve(config)?)
+fn run_member(config: Checked, env: Env) -> Result<(), anyhow::Error> {
+    Ok(keelson_server::serve_in(config, env)?)
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use keelson_proto::rpc::etcdserverpb::watch_create_request::FilterType;
 use keelson_proto::rpc::etcdserverpb::watch_request::RequestUnion;
 use keelson_proto::rpc::mvccpb::Event;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
@@ -95,7 +95,8 @@ impl Watch {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Batch {
     /// The cluster's revision when this was sent, as far as the watch knows; it does not go back on
-    /// a server that lags behind another. Without events, all events up to it were delivered.
+    /// a server that lags behind another. Without events it may be less than that: all events up to it
+    /// were delivered.
     pub revision: i64,
     /// The events; none: this is a notice of progress.
     pub events: Vec<Event>,
@@ -119,6 +120,7 @@ impl Client {
             stream: None,
             failed: None,
             pause: Duration::ZERO,
+            due: Instant::now(),
             ended: false,
         };
         let until = self.deadline();
@@ -212,6 +214,9 @@ pub struct Watcher {
     /// The endpoint on which the last stream broke.
     failed: Option<Arc<str>>,
     pause: Duration,
+    /// When it is opened again. A moment, and not what is left of it: who drops [`Watcher::next`] again
+    /// and again does not put it off.
+    due: Instant,
     ended: bool,
 }
 
@@ -316,12 +321,12 @@ impl Watcher {
 
     async fn reopen(&mut self) -> Result<(), Error> {
         loop {
-            sleep(self.pause).await;
-            self.pause = (self.pause * 2).clamp(REOPEN_MIN, REOPEN_MAX);
+            sleep_until(self.due).await;
             match self.open(self.client.deadline()).await {
                 Ok(()) => return Ok(()),
                 Err(error) if passes(&error) => {
                     tracing::debug!(%error, next = self.position.next, "watch not resumed yet");
+                    self.wait_longer();
                 }
                 Err(error) => return Err(self.end(error)),
             }
@@ -374,7 +379,12 @@ impl Watcher {
         tracing::debug!(%error, next = self.position.next, "watch stream broke, resuming");
         self.failed = self.stream.take().map(|open| open.raw.endpoint);
         self.position.partial.clear();
+        self.wait_longer();
+    }
+
+    fn wait_longer(&mut self) {
         self.pause = (self.pause * 2).clamp(REOPEN_MIN, REOPEN_MAX);
+        self.due = Instant::now() + self.pause;
     }
 
     fn end(&mut self, error: Error) -> Error {
@@ -416,14 +426,14 @@ impl Position {
     /// What an answer adds, if it makes a batch whole.
     fn take(&mut self, answer: pb::WatchResponse) -> Option<Batch> {
         self.seen = self.seen.max(revision_of(&answer));
-        let revision = self.seen;
         if answer.events.is_empty() {
             if answer.created || answer.fragment || !self.partial.is_empty() {
                 return None;
             }
             self.next = self.next.max(revision_of(&answer).saturating_add(1));
+            // Not what another server has named: its events up to there may still be to come.
             return Some(Batch {
-                revision,
+                revision: self.next - 1,
                 events: Vec::new(),
             });
         }
@@ -443,7 +453,10 @@ impl Position {
         let events = std::mem::take(&mut self.partial);
         let last = events.last().map(mod_revision)?;
         self.next = last.saturating_add(1);
-        Some(Batch { revision, events })
+        Some(Batch {
+            revision: self.seen,
+            events,
+        })
     }
 }
 

@@ -1,14 +1,21 @@
-//! Disks and clocks that do what a test wants: syncs of the log that wait until they are let go, and
-//! time that jumps. Nothing here depends on how fast the machine is.
+//! Disks and clocks that do what a test wants: syncs of the log that wait until they are let go, disks
+//! that are slow, full or failing, and time that jumps. Nothing here depends on how fast the machine is.
 
-use std::io::{self, IoSlice};
-use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use keelson_node::{Clock, Env, SystemClock};
-use keelson_wal::{Access, File, Files, RealFiles};
+use keelson_store::Disk;
+
+mod database;
+mod disk;
+mod files;
+mod steered;
+
+pub use disk::{DiskState, Part};
+
+use disk::Disks;
 
 /// How long a sync is waited for.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -23,11 +30,14 @@ pub struct Faults {
 struct Shared {
     syncs: Mutex<Syncs>,
     changed: Condvar,
+    disks: Disks,
     system: SystemClock,
     /// Where the system's clock was stopped.
     stopped: Mutex<Option<Duration>>,
     /// By how much the clock is ahead, in microseconds.
     ahead: AtomicU64,
+    /// How far the time of day is off, in microseconds.
+    wall_off: AtomicI64,
     /// How much every reading of the clock moves it on, in microseconds.
     step: AtomicU64,
     /// How long a sync takes, in microseconds of the clock.
@@ -44,11 +54,31 @@ impl Faults {
     /// What a member is to be started with.
     #[must_use]
     pub fn env(&self) -> Env {
+        let disk = Arc::new(self.clone());
         Env {
             clock: Arc::new(self.clone()),
             files: Arc::new(self.clone()),
+            database: Arc::new(move |path, options| {
+                keelson_store::open_on(Arc::clone(&disk) as Arc<dyn Disk>, path, options)
+            }),
             ..Env::real()
         }
+    }
+
+    /// From now on the disk of `part` is like this. Syncs that wait there end at once.
+    pub fn set_disk(&self, part: Part, state: DiskState) {
+        self.shared.disks.set(part, state);
+    }
+
+    /// Sets the time of day off by so much, in milliseconds; it may go back.
+    pub fn set_wall_off(&self, millis: i64) {
+        let micros = millis.saturating_mul(1000);
+        self.shared.wall_off.store(micros, Ordering::SeqCst);
+    }
+
+    /// Moves the clock on, so that it is ahead of the system's by at least so much.
+    pub fn set_ahead(&self, by: Duration) {
+        self.shared.ahead.fetch_max(micros(by), Ordering::SeqCst);
     }
 
     /// Lets no sync of the log return until [`Faults::release_syncs`]: what is proposed meanwhile is
@@ -117,7 +147,8 @@ impl Faults {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn sync(&self) {
+    /// What every sync of the log waits for.
+    fn pass_sync(&self) {
         let takes = self.shared.sync_takes.load(Ordering::SeqCst);
         self.shared.ahead.fetch_add(takes, Ordering::SeqCst);
         let mut syncs = self.syncs();
@@ -131,13 +162,6 @@ impl Faults {
                 .unwrap_or_else(PoisonError::into_inner);
             syncs.waiting -= 1;
         }
-    }
-
-    fn wrap(&self, file: Box<dyn File>) -> Box<dyn File> {
-        Box::new(FaultyFile {
-            file,
-            faults: self.clone(),
-        })
     }
 }
 
@@ -165,67 +189,13 @@ impl Clock for Faults {
     }
 
     fn wall(&self) -> Duration {
-        self.shared.system.wall()
-    }
-}
-
-impl Files for Faults {
-    fn create(&self, path: &Path, mode: u32) -> io::Result<Box<dyn File>> {
-        RealFiles.create(path, mode).map(|file| self.wrap(file))
-    }
-    fn open(&self, path: &Path, access: Access) -> io::Result<Box<dyn File>> {
-        RealFiles.open(path, access).map(|file| self.wrap(file))
-    }
-    fn create_dir(&self, path: &Path) -> io::Result<()> {
-        RealFiles.create_dir(path)
-    }
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        RealFiles.rename(from, to)
-    }
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        RealFiles.remove(path)
-    }
-    fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        RealFiles.remove_dir(path)
-    }
-    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
-        RealFiles.list(path)
-    }
-    fn exists(&self, path: &Path) -> io::Result<bool> {
-        RealFiles.exists(path)
-    }
-    fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        RealFiles.sync_dir(path)
-    }
-}
-
-#[derive(Debug)]
-struct FaultyFile {
-    file: Box<dyn File>,
-    faults: Faults,
-}
-
-impl File for FaultyFile {
-    fn size(&self) -> io::Result<u64> {
-        self.file.size()
-    }
-    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        self.file.read_at(offset, buffer)
-    }
-    fn write_at(&self, offset: u64, slices: &mut [IoSlice<'_>]) -> io::Result<()> {
-        self.file.write_at(offset, slices)
-    }
-    fn allocate(&self, size: u64) -> io::Result<()> {
-        self.file.allocate(size)
-    }
-    fn truncate(&self, size: u64) -> io::Result<()> {
-        self.file.truncate(size)
-    }
-    fn sync(&self) -> io::Result<()> {
-        self.faults.sync();
-        self.file.sync()
-    }
-    fn try_lock(&self) -> io::Result<bool> {
-        self.file.try_lock()
+        let off = self.shared.wall_off.load(Ordering::SeqCst);
+        let size = Duration::from_micros(off.unsigned_abs());
+        let system = self.shared.system.wall();
+        if off < 0 {
+            system.saturating_sub(size)
+        } else {
+            system + size
+        }
     }
 }

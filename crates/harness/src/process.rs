@@ -28,7 +28,12 @@ pub struct Launch {
     binary: PathBuf,
     called: OsString,
     arguments: Vec<OsString>,
+    variables: Vec<(OsString, OsString)>,
     bare: bool,
+    name: String,
+    peer_scheme: &'static str,
+    /// As `--initial-cluster` takes them; alone where there are none.
+    initial_cluster: Option<String>,
 }
 
 impl Launch {
@@ -39,8 +44,26 @@ impl Launch {
             binary: binary.into(),
             called: OsString::from("etcd"),
             arguments: Vec::new(),
+            variables: Vec::new(),
             bare: false,
+            name: "test".to_owned(),
+            peer_scheme: "http",
+            initial_cluster: None,
         }
+    }
+
+    /// Called as something else.
+    #[must_use]
+    pub fn called(mut self, name: impl Into<OsString>) -> Launch {
+        self.called = name.into();
+        self
+    }
+
+    /// With one more variable of the environment.
+    #[must_use]
+    pub fn variable(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Launch {
+        self.variables.push((name.into(), value.into()));
+        self
     }
 
     /// One more argument.
@@ -54,6 +77,20 @@ impl Launch {
     #[must_use]
     pub fn bare(mut self) -> Launch {
         self.bare = true;
+        self
+    }
+
+    /// Another name than `test`.
+    #[must_use]
+    pub fn named(mut self, name: impl Into<String>) -> Launch {
+        self.name = name.into();
+        self
+    }
+
+    /// Members speak TLS with one another: their URLs begin with `https`. How, other arguments say.
+    #[must_use]
+    pub fn peers_over_tls(mut self) -> Launch {
+        self.peer_scheme = "https";
         self
     }
 }
@@ -151,6 +188,14 @@ impl Process {
     /// As [`Process::start`].
     pub fn restart(&mut self) -> anyhow::Result<()> {
         self.spawn()?;
+        self.wait_until_ready()
+    }
+
+    /// Waits until a server that was spawned serves.
+    ///
+    /// # Errors
+    /// If it ends, or is not ready in 30 s and was killed; the error holds its log.
+    pub fn wait_until_ready(&mut self) -> anyhow::Result<()> {
         let log = &self.running.as_ref().context("not running")?.log;
         match log.wait_for(READY, PATIENCE) {
             Waited::Found => Ok(()),
@@ -185,7 +230,11 @@ impl Process {
         self.wait()
     }
 
-    fn spawn(&mut self) -> anyhow::Result<()> {
+    /// Starts it, and does not wait: a member of a cluster serves only with others.
+    ///
+    /// # Errors
+    /// If it cannot be started, or is running.
+    pub fn spawn(&mut self) -> anyhow::Result<()> {
         if self.running.is_some() {
             bail!("it is running already");
         }
@@ -200,6 +249,9 @@ impl Process {
             if name.to_string_lossy().starts_with("ETCD") {
                 command.env_remove(name);
             }
+        }
+        for (name, value) in &self.launch.variables {
+            command.env(name, value);
         }
         if !self.launch.bare {
             command.args(self.own_arguments());
@@ -217,14 +269,17 @@ impl Process {
 
     fn own_arguments(&self) -> Vec<OsString> {
         let client = self.client_url();
-        let peer = format!("http://127.0.0.1:{}", self.peer_port);
+        let peer = self.peer_url();
+        let name = &self.launch.name;
+        let alone = || format!("{name}={peer}");
+        let cluster = self.launch.initial_cluster.clone();
         let mut arguments: Vec<OsString> = [
-            "--name=test".to_owned(),
+            format!("--name={name}"),
             format!("--listen-client-urls={client}"),
             format!("--advertise-client-urls={client}"),
             format!("--listen-peer-urls={peer}"),
             format!("--initial-advertise-peer-urls={peer}"),
-            format!("--initial-cluster=test={peer}"),
+            format!("--initial-cluster={}", cluster.unwrap_or_else(alone)),
         ]
         .into_iter()
         .map(OsString::from)
@@ -251,6 +306,33 @@ impl Process {
     pub fn stop(&mut self) -> anyhow::Result<Exit> {
         self.signal(Signal::TERM)?;
         self.wait()
+    }
+
+    /// `SIGSTOP`: it does nothing until [`Process::go_on`].
+    ///
+    /// # Errors
+    /// If it is not running.
+    pub fn pause(&self) -> anyhow::Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    /// `SIGCONT`.
+    ///
+    /// # Errors
+    /// If it is not running.
+    pub fn go_on(&self) -> anyhow::Result<()> {
+        self.signal(Signal::CONT)
+    }
+
+    /// Whether it runs: it was started, and has not ended.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn is_running(&mut self) -> anyhow::Result<bool> {
+        match &mut self.running {
+            Some(running) => Ok(running.child.try_wait()?.is_none()),
+            None => Ok(false),
+        }
     }
 
     fn signal(&self, signal: Signal) -> anyhow::Result<()> {
@@ -305,6 +387,23 @@ impl Process {
         self.peer_port
     }
 
+    /// Where other members find it.
+    #[must_use]
+    pub fn peer_url(&self) -> String {
+        format!("{}://127.0.0.1:{}", self.launch.peer_scheme, self.peer_port)
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.launch.name
+    }
+
+    /// The members that it begins with, as `--initial-cluster` takes them.
+    pub(crate) fn set_initial_cluster(&mut self, members: &str) {
+        self.launch.initial_cluster = Some(members.to_owned());
+    }
+
     /// Its data directory.
     #[must_use]
     pub fn data_dir(&self) -> &Path {
@@ -317,6 +416,33 @@ impl Process {
         self.running
             .as_ref()
             .map_or_else(Vec::new, |running| running.log.lines())
+    }
+
+    /// Waits for a line that holds `text`, from the beginning of this run on.
+    ///
+    /// # Errors
+    /// If it is not running, ends, or does not log such a line in 30 s.
+    pub fn wait_for_log(&self, text: &str) -> anyhow::Result<()> {
+        let log = &self.running.as_ref().context("it is not running")?.log;
+        match log.wait_for(text, PATIENCE) {
+            Waited::Found => Ok(()),
+            Waited::Closed | Waited::TimedOut => {
+                bail!("no line with {text:?} in:\n{}", log.lines().join("\n"))
+            }
+        }
+    }
+
+    /// How much memory it has in use, in bytes.
+    ///
+    /// # Errors
+    /// If it is not running, or the system does not tell.
+    pub fn resident_bytes(&self) -> anyhow::Result<u64> {
+        let pid = self.pid().context("it is not running")?;
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.split_whitespace().next());
+        let kib: u64 = kib.context("there is no VmRSS")?.parse()?;
+        Ok(kib << 10)
     }
 
     /// A client of it.

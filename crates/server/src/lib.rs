@@ -15,13 +15,14 @@ mod run;
 mod serving;
 mod state;
 mod tickets;
+mod tls;
 mod tokens;
 pub mod url;
 mod watching;
 
 pub use error::Error;
 pub use member::Member;
-pub use run::serve;
+pub use run::{serve, serve_in};
 
 /// The wire tests' client serves the tests of this crate's inside too.
 #[cfg(test)]

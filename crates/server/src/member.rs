@@ -12,14 +12,14 @@ use keelson_store::{Quota, auth};
 use keelson_transport::listener::{ListenOptions, Listener};
 use keelson_transport::tls::Tls;
 use keelson_transport::{PeerClient, Peers, Versions};
-use rustix::process::{Resource, getrlimit};
 use semver::Version;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::Error;
 use crate::config::{AutoCompaction, Checked, ClusterState, Gate};
+use crate::descriptors;
 use crate::http::Early;
 use crate::http::peer::PeerRoutes;
 use crate::leader::LeaderLoss;
@@ -27,9 +27,10 @@ use crate::logging::{self, json};
 use crate::metrics::Metrics;
 use crate::peers::{self, Links, hashes, join};
 use crate::pool::Pool;
-use crate::serving::{Limits, Purpose, Serving};
+use crate::serving::{Door, Limits, Purpose, Serving};
 use crate::state::{Settings, State};
 use crate::tickets::Tickets;
+use crate::tls;
 use crate::tokens::Tokens;
 use crate::url::Url;
 use crate::watching::Watching;
@@ -51,9 +52,6 @@ const CAPABLE_EVERY: Duration = Duration::from_millis(2);
 
 /// What a time-out adds to two election timeouts.
 const REQUEST_BASE: Duration = Duration::from_secs(5);
-
-/// File descriptors that are no client's (api.md 4.1).
-const RESERVED_FILES: usize = 150;
 
 /// A running member.
 ///
@@ -134,7 +132,7 @@ impl Member {
         let told_removed = Arc::clone(&env.removed);
         // Sockets first: a busy port is seen before anything is written.
         let sockets = bind(&mut config)?;
-        let connections_max = connections_max()?;
+        let connections_max = descriptors::connections_max(descriptors::limit())?;
         let threads = serving_threads();
         let tickets = Arc::new(Tickets::new(threads));
         let pool = Pool::start(usize::from(threads)).map_err(|source| Error::Threads {
@@ -157,9 +155,9 @@ impl Member {
             watching: Arc::clone(&watching),
         });
         log_start(&config);
-        let tls = peers::tls::of(&config)?;
+        let tls = tls::of(&config)?;
         let election = Duration::from_millis(config.election_ms);
-        let client = PeerClient::new(tls.clone(), DIAL_PATIENCE + election);
+        let client = PeerClient::new(tls.peers.clone(), DIAL_PATIENCE + election);
         let peers = Links::start(client);
         let peers = Arc::new(peers.map_err(|source| Error::Threads {
             what: "the threads for other members",
@@ -186,7 +184,13 @@ impl Member {
             draining,
             leader_loss: LeaderLoss::default(),
         });
-        let transport = transport(&config, &state, tls, told_removed)?;
+        let transport = transport(
+            &config,
+            &state,
+            connections_max.peers,
+            tls.peers,
+            told_removed,
+        )?;
         let client_urls = sockets.clients.iter().map(|(_, _, url)| url.clone());
         let mut member = Member {
             client_urls: client_urls.collect(),
@@ -200,7 +204,14 @@ impl Member {
         if was_member && config.feature_gates.enabled(Gate::InitialCorruptCheck) {
             member.compare_with_others()?;
         }
-        member.serve(&config, sockets, transport, threads, connections_max)?;
+        let sockets = (sockets, tls.clients);
+        member.serve(
+            &config,
+            sockets,
+            transport,
+            threads,
+            connections_max.clients,
+        )?;
         Ok(member)
     }
 
@@ -220,7 +231,7 @@ impl Member {
     fn serve(
         &mut self,
         config: &Checked,
-        sockets: Sockets,
+        (sockets, tls): (Sockets, Option<Arc<Tls>>),
         transport: Peers,
         threads: u16,
         connections_max: usize,
@@ -252,23 +263,28 @@ impl Member {
         let mut serving = start(threads)?;
         // Peers and metrics are answered before clients are, and until the end.
         let mut early = start_early(&self.state, limits).map_err(threads_error)?;
-        let metrics = metrics
-            .into_iter()
-            .map(|listener| (listener, Purpose::Metrics));
-        early.accept(metrics.collect()).map_err(threads_error)?;
+        let of = |url: &Url| tls.clone().filter(|_| url.is_tls());
+        let urls = config.listen_metrics_urls.iter();
+        let doors = metrics.into_iter().zip(urls).map(|(listener, url)| Door {
+            listener,
+            purpose: Purpose::Metrics,
+            tls: of(url),
+        });
+        early.accept(doors.collect()).map_err(threads_error)?;
         for (listener, url) in peers.into_iter().zip(&config.listen_peer_urls) {
             transport.serve(listener, url.is_tls())?;
         }
         self.state.peers.attach(transport, &self.state.node);
         self.metrics_serving = Some(early);
         self.wait_until_ready()?;
-        for (listener, purpose, _) in &clients {
-            log_ready(listener, *purpose);
-        }
-        let doors = clients
-            .into_iter()
-            .map(|(listener, purpose, _)| (listener, purpose));
-        serving.accept(doors.collect()).map_err(threads_error)?;
+        let doors = clients.into_iter().map(|(listener, purpose, url)| Door {
+            listener,
+            purpose,
+            tls: of(&url),
+        });
+        let doors: Vec<Door> = doors.collect();
+        doors.iter().for_each(log_ready);
+        serving.accept(doors).map_err(threads_error)?;
         self.serving = Some(serving);
         logging::announce(config);
         Ok(())
@@ -288,7 +304,10 @@ impl Member {
                 Ok(()) if self.state.is_capable() => return Ok(()),
                 Ok(()) => thread::sleep(CAPABLE_EVERY),
                 Err(keelson_node::Error::NotReady) => {}
-                Err(error) => return Err(error.into()),
+                // That it has stopped says less than why.
+                Err(error) => {
+                    return Err(self.failure().map_or_else(|| error.into(), Error::Stopped));
+                }
             }
         }
     }
@@ -386,6 +405,7 @@ impl Drop for Member {
 fn transport(
     config: &Checked,
     state: &Arc<State>,
+    connections_max: usize,
     tls: Option<Arc<Tls>>,
     removed: Removed,
 ) -> Result<Peers, Error> {
@@ -401,6 +421,7 @@ fn transport(
         election_timeout: Duration::from_millis(config.election_ms),
         read_timeout: config.raft_read_timeout,
         write_timeout: config.raft_write_timeout,
+        connections_max,
         tls,
     };
     let incoming = Arc::new(peers::Incoming {
@@ -531,21 +552,6 @@ fn minor_of(version: &str) -> Version {
     version
 }
 
-/// How many connections clients may have, which is what the process may open but for its own files.
-fn connections_max() -> Result<usize, Error> {
-    let Some(limit) = getrlimit(Resource::Nofile).current else {
-        return Ok(Semaphore::MAX_PERMITS);
-    };
-    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    match limit.checked_sub(RESERVED_FILES) {
-        None | Some(0) => Err(Error::TooFewFiles {
-            limit,
-            reserved: RESERVED_FILES,
-        }),
-        Some(left) => Ok(left.min(Semaphore::MAX_PERMITS)),
-    }
-}
-
 fn serving_threads() -> u16 {
     thread::available_parallelism()
         .ok()
@@ -560,6 +566,7 @@ fn settings(config: &Checked) -> Settings {
         max_request_bytes: config.max_request_bytes as usize,
         max_txn_ops: config.max_txn_ops as usize,
         quota_backend_bytes: config.quota_backend_bytes,
+        names_clients: tls::names_clients(&config.client_tls),
         bcrypt_cost: bcrypt_cost(config.bcrypt_cost),
         request_timeout: REQUEST_BASE + Duration::from_millis(2 * config.election_ms),
         election_timeout: Duration::from_millis(config.election_ms),
@@ -704,9 +711,9 @@ fn log_addresses(config: &Checked, member: MemberId) {
     );
 }
 
-fn log_ready(listener: &Listener, purpose: Purpose) {
+fn log_ready(door: &Door) {
     info!("ready to serve client requests");
-    let traffic = match purpose {
+    let traffic = match door.purpose {
         Purpose::Client => {
             warn!(
                 "Running http and grpc server on single port. This is not recommended for production."
@@ -716,9 +723,13 @@ fn log_ready(listener: &Listener, purpose: Purpose) {
         Purpose::ClientGrpc => "grpc",
         Purpose::ClientHttp | Purpose::Metrics | Purpose::Peer => "http",
     };
-    info!(
-        traffic,
-        address = %listener.local_address(),
-        "serving client traffic insecurely; this is strongly discouraged!"
-    );
+    let address = door.listener.local_address();
+    if door.tls.is_some() {
+        info!(traffic, address, "serving client traffic securely");
+    } else {
+        info!(
+            traffic,
+            address, "serving client traffic insecurely; this is strongly discouraged!"
+        );
+    }
 }

@@ -24,7 +24,6 @@ use crate::url::Url;
 pub(crate) mod forward;
 pub(crate) mod hashes;
 pub(crate) mod join;
-pub(crate) mod tls;
 
 /// How often members are asked for their release, and how often while one of them is not known.
 const RELEASE_EVERY: Duration = Duration::from_secs(4);
@@ -342,6 +341,7 @@ fn refused(error: keelson_node::StepRefused) -> StepRefused {
     match error {
         keelson_node::StepRefused::Removed => StepRefused::Removed,
         keelson_node::StepRefused::OtherMember => StepRefused::OtherMember,
+        keelson_node::StepRefused::NoDatabase => StepRefused::NoDatabase,
         keelson_node::StepRefused::Busy => StepRefused::Busy,
         keelson_node::StepRefused::Stopped => StepRefused::Stopped,
     }

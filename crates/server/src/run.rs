@@ -7,6 +7,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
+use keelson_node::Env;
 use nix::sys::signal::{SigSet, Signal, raise};
 use tracing::{info, warn};
 
@@ -25,6 +26,15 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 ///
 /// Why the member did not start, or stopped by itself.
 pub fn serve(config: Checked) -> Result<(), Error> {
+    serve_in(config, Env::real())
+}
+
+/// As [`serve`], in a world of the caller's making.
+///
+/// # Errors
+///
+/// As [`serve`].
+pub fn serve_in(config: Checked, env: Env) -> Result<(), Error> {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGINT);
     signals.add(Signal::SIGTERM);
@@ -52,7 +62,7 @@ pub fn serve(config: Checked) -> Result<(), Error> {
         what: "the signal thread",
         source,
     })?;
-    let member = match Member::start(config) {
+    let member = match Member::start_in(config, env) {
         // As with etcd, that is an end in order.
         Err(Error::Removed) => return Ok(()),
         started => started?,

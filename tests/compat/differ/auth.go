@@ -299,7 +299,7 @@ func (c *callers) maintenance() operation {
 
 // learn takes note of what was answered without an error.
 func (c *callers) learn(request proto.Message) {
-	c.note(request)
+	c.note(request, 0)
 	switch r := request.(type) {
 	case *pb.AuthUserAddRequest:
 		c.passwords[r.Name] = r.Password

@@ -131,7 +131,7 @@ func (d *duel) show() {
 func TestRandomUsersMayDoWhatEtcdLetsThemDo(t *testing.T) {
 	seed := int64(number("SEED", int(time.Now().UnixNano()%1_000_000)))
 	t.Logf("SEED=%d", seed)
-	random := &source{Rand: rand.New(rand.NewSource(seed)), revision: 1}
+	random := &source{Rand: rand.New(rand.NewSource(seed)), revision: 1, reborn: map[int64]bool{}}
 	d := &duel{callers: &callers{source: random, passwords: map[string]string{}}, t: t, seed: seed}
 	binaries := [2]string{member.Binary(t, "ETCD_BINARY"), member.Binary(t, "SERVER_BINARY")}
 	flags := []string{"--max-txn-ops", "16", "--bcrypt-cost", "4"}

@@ -102,7 +102,7 @@ func strip(message protoreflect.Message) {
 func TestRandomOperationsAreAnsweredAsByEtcd(t *testing.T) {
 	seed := int64(number("SEED", int(time.Now().UnixNano()%1_000_000)))
 	t.Logf("SEED=%d", seed)
-	random := &source{Rand: rand.New(rand.NewSource(seed)), revision: 1}
+	random := &source{Rand: rand.New(rand.NewSource(seed)), revision: 1, reborn: map[int64]bool{}}
 	binaries := [2]string{member.Binary(t, "ETCD_BINARY"), member.Binary(t, "SERVER_BINARY")}
 	sides := [2]*side{{name: "etcd"}, {name: "keelson"}}
 	for i, s := range sides {
@@ -130,19 +130,23 @@ func TestRandomOperationsAreAnsweredAsByEtcd(t *testing.T) {
 				// Whether it passes a watcher that catches up would depend on how far that one is.
 				time.Sleep(time.Until(caughtUp))
 			}
-			answers := [2]string{}
+			answers, revision := [2]string{}, int64(0)
 			for i, s := range sides {
 				response, err := operation.send(member.Context(t), s)
 				answers[i] = told(response, err)
 				if headed, ok := response.(interface{ GetHeader() *pb.ResponseHeader }); ok && err == nil {
-					random.revision = max(random.revision, headed.GetHeader().GetRevision())
+					revision = headed.GetHeader().GetRevision()
+					random.revision = max(random.revision, revision)
 				}
 			}
 			if answers[0] != answers[1] {
+				for _, s := range sides {
+					t.Logf("the log of %s ends with:\n%s", s.name, s.member.LogTail())
+				}
 				t.Fatalf("SEED=%d round %d step %d: %T %v\n  %s %s\n  %s %s", seed, round, step,
 					operation.request, operation.request, sides[0].name, answers[0], sides[1].name, answers[1])
 			}
-			random.note(operation.request)
+			random.note(operation.request, revision)
 		}
 		for _, s := range sides {
 			random.revision = s.watch.finish(t, s)

@@ -20,6 +20,9 @@ type source struct {
 	// keeps says that a transaction deletes nothing, and so may put without naming value or lease: etcd
 	// ends when a key that is put so has been deleted by the same transaction.
 	keeps bool
+	// reborn are revisions in which one transaction may have deleted a key and put it again: a compaction to
+	// exactly such a one takes the value from etcd's file and not from its index, and etcd ends when it reads it.
+	reborn map[int64]bool
 }
 
 // keys are no more than eleven, with the sentinel twelve: etcd sorts more than that unstably.
@@ -283,6 +286,9 @@ func (s *source) operation() operation {
 			// etcd answers HashKV of the current revision with the hash of this compaction ever after: not copied.
 			to = 1
 		}
+		for s.reborn[to] {
+			to--
+		}
 		// Physical, so that what HashKV leaves out does not depend on how far the work is.
 		return of(&pb.CompactionRequest{Revision: to, Physical: true}, func(ctx context.Context, to *side, r *pb.CompactionRequest) (proto.Message, error) {
 			return answer(to.kv.Compact(ctx, r))
@@ -290,11 +296,34 @@ func (s *source) operation() operation {
 	}
 }
 
-// note learns from a request that was answered.
-func (s *source) note(request proto.Message) {
-	if r, ok := request.(*pb.CompactionRequest); ok && r.Revision <= s.revision {
-		s.compacted = max(s.compacted, r.Revision)
+// note learns from a request that was answered, with the revision that its answer named.
+func (s *source) note(request proto.Message, revision int64) {
+	switch r := request.(type) {
+	case *pb.CompactionRequest:
+		if r.Revision <= s.revision {
+			s.compacted = max(s.compacted, r.Revision)
+		}
+	case *pb.TxnRequest:
+		if puts, deletes := writes(r); puts && deletes {
+			s.reborn[revision] = true
+		}
 	}
+}
+
+// writes says whether a transaction may put, and whether it may delete, in any branch at any depth.
+func writes(txn *pb.TxnRequest) (puts, deletes bool) {
+	for _, op := range append(append([]*pb.RequestOp{}, txn.Success...), txn.Failure...) {
+		switch r := op.Request.(type) {
+		case *pb.RequestOp_RequestPut:
+			puts = true
+		case *pb.RequestOp_RequestDeleteRange:
+			deletes = true
+		case *pb.RequestOp_RequestTxn:
+			p, d := writes(r.RequestTxn)
+			puts, deletes = puts || p, deletes || d
+		}
+	}
+	return puts, deletes
 }
 
 func of[R proto.Message](request R, send func(context.Context, *side, R) (proto.Message, error)) operation {

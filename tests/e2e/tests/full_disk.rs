@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use keelson_client::{Get, Put};
 use keelson_e2e::{Launch, Process};
+use keelson_harness::{DiskState, Faults, Part, TestMember};
 
 /// The program, with files of at most 64,000,000 bytes: a segment of the log fits exactly, but its last
 /// record crosses that end, and so does the database; which comes first is a matter of time.
@@ -68,4 +69,23 @@ fn files_that_cannot_grow_end_the_server_with_one_fatal_line_and_keeps_what_was_
         }
         client.put(Put::new("more", "room")).await.unwrap();
     });
+}
+
+#[test]
+fn a_start_on_a_full_disk_tells_of_the_disk() {
+    let faults = Faults::default();
+    let mut member = TestMember::start_faulty(&faults, |_| {}).unwrap();
+    member.kill();
+    let full = DiskState {
+        full: true,
+        ..DiskState::default()
+    };
+    faults.set_disk(Part::Log, full);
+    let refused = member.restart().unwrap_err();
+    assert!(
+        format!("{refused:#}").contains("No space left on device"),
+        "{refused:#}"
+    );
+    faults.set_disk(Part::Log, DiskState::default());
+    member.restart().unwrap();
 }

@@ -55,6 +55,9 @@ async fn each_work_does_as_many_operations_as_it_is_told_and_counts_what_they_me
         }
     }
 
+    let count = run(&member, Work::Count { serializable }).await;
+    assert_eq!((count.operations, count.items), (TOTAL, TOTAL * KEYS));
+
     let update = run(&member, Work::Update).await;
     assert_eq!(update.operations, TOTAL);
     assert!(0 < update.items && update.items <= TOTAL);

@@ -58,6 +58,16 @@ fn progress_moves_the_resume_point_and_never_back() {
 }
 
 #[test]
+fn progress_on_a_server_that_lags_does_not_promise_what_another_one_still_owed() {
+    let mut position = Position::new(3);
+    // The first server is at 9 and has sent the events up to 5 when its stream breaks.
+    position.take(answer(9, &[5], false)).unwrap();
+    position.stands_at(4);
+    let batch = position.take(answer(4, &[], false)).unwrap();
+    assert_eq!((batch.revision, position.next), (5, 6));
+}
+
+#[test]
 fn events_that_were_delivered_before_are_dropped_and_are_no_progress() {
     let mut position = Position::new(6);
     assert_eq!(position.take(answer(50, &[4, 5], false)), None);

@@ -226,6 +226,32 @@ async fn progress_moves_a_watch_on_and_never_back() {
 }
 
 #[tokio::test]
+async fn a_watch_goes_on_though_nobody_waits_for_it_as_long_as_it_pauses() {
+    let failing = || Turn {
+        revision: 5,
+        answers: Vec::new(),
+        then: Then::Break,
+    };
+    let mut turns: Vec<Turn> = std::iter::repeat_with(failing).take(7).collect();
+    turns.push(Turn {
+        revision: 5,
+        answers: vec![write(6)],
+        then: Then::Hang,
+    });
+    let cluster = Cluster::start(turns).await;
+    let mut watcher = cluster.watch(0).await;
+    let patience = std::time::Duration::from_millis(100);
+    let batch = soon(async {
+        loop {
+            if let Ok(batch) = tokio::time::timeout(patience, watcher.next()).await {
+                return batch.unwrap().unwrap();
+            }
+        }
+    });
+    assert_eq!(revisions(&batch.await), [6]);
+}
+
+#[tokio::test]
 async fn a_watch_that_comes_too_late_elsewhere_says_what_was_compacted() {
     let cluster = Cluster::start(vec![
         Turn {
