@@ -191,10 +191,14 @@ impl Wal {
             });
         };
         let offset = reader.offset();
-        assert!(
-            offset.is_multiple_of(ALIGNMENT),
-            "frames end where the next one may begin"
-        );
+        if !offset.is_multiple_of(ALIGNMENT) {
+            // The last length word says less padding than there is: nothing may be written behind it.
+            let file = segments.last().map(|segment| segment.name.to_string());
+            return Err(Error::Unparsable {
+                file: file.unwrap_or_default(),
+                offset,
+            });
+        }
         let mut wal = Wal {
             files,
             dir: dir.to_owned(),

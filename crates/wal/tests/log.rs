@@ -308,6 +308,21 @@ fn what_an_open_has_read_is_durable() {
 }
 
 #[test]
+fn a_last_record_with_too_little_padding_is_damage_and_no_panic() {
+    let dir = Path::new("/wal");
+    let mut segments = three_segments();
+    hurt(&mut segments[2].1, &Damage::Flip(415, 1));
+    let files = Arc::new(MemFiles::new());
+    for (name, bytes) in &segments {
+        files
+            .insert(&dir.join(name.to_string()), bytes.clone())
+            .unwrap();
+    }
+    let error = Wal::open(files, dir, mark(0), options(2048)).unwrap_err();
+    assert_eq!(error.class(), keelson_wal::Class::Corrupt, "{error}");
+}
+
+#[test]
 fn entries_behind_one_that_was_replaced_are_void_though_a_snapshot_covers_it() {
     let files: Arc<dyn Files> = Arc::new(MemFiles::default());
     let dir = Path::new("wal");
