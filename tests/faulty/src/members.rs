@@ -306,8 +306,8 @@ fn launch(binary: &Path, dir: &Path, number: usize, steering: &Path) -> Launch {
         format!("--election-timeout={}", ELECTION_TIMEOUT.as_millis()),
         "--heartbeat-interval=100".to_owned(),
         // What a member missed for a few seconds it gets as a snapshot.
-        "--snapshot-count=400".to_owned(),
-        "--snapshot-catchup-entries=100".to_owned(),
+        "--snapshot-count=150".to_owned(),
+        "--snapshot-catchup-entries=50".to_owned(),
         "--watch-progress-notify-interval=2s".to_owned(),
     ];
     launch = launch.argument(binary);

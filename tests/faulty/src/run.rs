@@ -131,10 +131,16 @@ impl Rig<'_> {
     ) -> anyhow::Result<()> {
         let leader = self.leader()?;
         let at = began.elapsed();
+        let clients = self.clients()?;
+        let last_entry = |number: usize| {
+            let status = self.runtime.block_on(clients[number].status());
+            status.ok().map(|status| status.raft_index)
+        };
         let mut inflicted = Inflicted {
             members: self.members,
             random: &mut self.random,
             leader,
+            last_entry: &last_entry,
         };
         let (what, since) = inflicted.inflict(fault)?;
         let span = self.stalls.begin(self.members.processes());
@@ -163,13 +169,18 @@ impl Rig<'_> {
         Ok(())
     }
 
+    /// Clients that ask each member of itself.
+    fn clients(&self) -> anyhow::Result<Vec<Client>> {
+        let of = |number: usize| {
+            let client = load::client(&Members::client_url(number), self.runtime.handle())?;
+            anyhow::Ok(client.with_timeout(STATUS_TIMEOUT))
+        };
+        (0..MEMBERS).map(of).collect()
+    }
+
     /// Who leads, as a member says it.
     fn leader(&self) -> anyhow::Result<usize> {
-        let mut clients = Vec::new();
-        for number in 0..MEMBERS {
-            let client = load::client(&Members::client_url(number), self.runtime.handle())?;
-            clients.push(client.with_timeout(STATUS_TIMEOUT));
-        }
+        let clients = self.clients()?;
         let look = || self.runtime.block_on(look_for_leader(&clients));
         wait::until(look).context("nobody leads")
     }

@@ -115,8 +115,14 @@ fn end_with_the_terminal() -> anyhow::Result<()> {
 fn print(report: &Report) {
     let verdict = &report.verdict;
     eprintln!(
-        "{} calls, of them {} without an answer; {} revisions; {} events to watchers; HashKV {:08x} on all",
-        verdict.operations, verdict.unanswered, verdict.revisions, verdict.events, verdict.hash
+        "{} calls, of them {} without an answer, at most {:.2?} between two acknowledged writes; {} revisions; {} \
+         events to watchers; HashKV {:08x} on all",
+        verdict.operations,
+        verdict.unanswered,
+        verdict.silence,
+        verdict.revisions,
+        verdict.events,
+        verdict.hash
     );
     let mut by_fault: BTreeMap<&str, Vec<Duration>> = BTreeMap::new();
     for heal in &report.heals {
@@ -134,7 +140,7 @@ fn print(report: &Report) {
     let first = report.heals.iter().map(|heal| heal.first);
     eprintln!(
         "{} faults; through each member after {:.2?} in the median (limit {MEDIAN:?}), {:.2?} at most (limit \
-         {ALWAYS:?}); through one after {:.2?} and {:.2?}; of that the machine stood still for {:.2?}",
+         {ALWAYS:?}); through one after {:.2?} and {:.2?}; of all these times the machine stood still for {:.2?}",
         report.heals.len(),
         median(all.clone()),
         all.max().unwrap_or_default(),
