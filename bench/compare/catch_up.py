@@ -33,6 +33,8 @@ def measure(cluster, options, generator, etcdctl):
     print(f"filling {keys} keys", file=sys.stderr)
     fill = f"get --connections 4 --clients 4 --total 1 --key-size 64 --value-size {VALUE_BYTES} --keys {keys}"
     bench(generator, fill.split() + ["--endpoint", leader.client])
+    # A follower may itself lag behind so much writing.
+    until(lambda: all(has_caught_up(member, leader) for member in cluster.members))
     writes = WRITES.split() + ["--endpoint", leader.client, "--json"]
     idle = json.loads(bench(generator, [*writes, "--duration", str(options.seconds)]))
     meanwhile = subprocess.Popen(
@@ -40,11 +42,7 @@ def measure(cluster, options, generator, etcdctl):
     )
     joined = cluster.join(etcdctl)
     begin, cpu = time.monotonic(), processor_seconds(leader.pid)
-    while not has_caught_up(joined, leader):
-        joined.check_alive()
-        if time.monotonic() > begin + PATIENCE_SECONDS:
-            raise RuntimeError(f"{joined.name} has not caught up in {PATIENCE_SECONDS} s")
-        time.sleep(0.02)
+    until(lambda: has_caught_up(joined, leader), joined.check_alive)
     seconds, cpu = time.monotonic() - begin, processor_seconds(leader.pid) - cpu
     # The generator ends its run, and reports.
     meanwhile.send_signal(signal.SIGINT)
@@ -68,6 +66,16 @@ def has_caught_up(joined, leader):
     applied = "etcd_server_proposals_applied_total"
     there = leader.metric(applied)
     return joined.metric(applied) >= there
+
+
+def until(holds, check=lambda: None):
+    """Waits until something holds, as long as the check passes."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not holds():
+        check()
+        if time.monotonic() > end:
+            raise RuntimeError(f"a member has not caught up in {PATIENCE_SECONDS} s")
+        time.sleep(0.02)
 
 
 def bench(generator, arguments):

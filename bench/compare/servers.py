@@ -127,13 +127,20 @@ class Cluster:
     def join(self, etcdctl):
         """Adds a member and starts it; returns it and does not wait until it serves."""
         member = Member(self.program, self.folder, f"m{len(self.members)}")
-        add = [etcdctl, "--endpoints", self.leader().client, "member", "add", member.name, "--peer-urls", member.peer]
-        end = time.monotonic() + READY_SECONDS
-        # Members that have not been connected for five seconds make a cluster unhealthy.
-        while (done := subprocess.run(add, capture_output=True, text=True)).returncode != 0:
-            if "unhealthy cluster" not in done.stderr or time.monotonic() > end:
-                raise RuntimeError(f"{' '.join(add)}: {done.stderr}")
-            time.sleep(0.5)
+        # Members that have not been connected for five seconds make a cluster unhealthy, and adding is refused.
+        insist([etcdctl, "--endpoints", self.leader().client, "member", "add", member.name, "--peer-urls", member.peer])
+        for known in self.members:
+            # A linearizable read: each of them knows of the new one then, whichever it asks.
+            insist([etcdctl, "--endpoints", known.client, "member", "list"])
         self.members.append(member)
         member.start(self.text(), state="existing", flags=self.flags)
         return member
+
+
+def insist(command):
+    """Runs a command until it succeeds."""
+    end = time.monotonic() + READY_SECONDS
+    while (done := subprocess.run(command, capture_output=True, text=True)).returncode != 0:
+        if time.monotonic() > end:
+            raise RuntimeError(f"{' '.join(command)}: {done.stderr}")
+        time.sleep(0.5)

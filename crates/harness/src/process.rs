@@ -30,6 +30,10 @@ pub struct Launch {
     arguments: Vec<OsString>,
     variables: Vec<(OsString, OsString)>,
     bare: bool,
+    name: String,
+    peer_scheme: &'static str,
+    /// As `--initial-cluster` takes them; alone where there are none.
+    initial_cluster: Option<String>,
 }
 
 impl Launch {
@@ -42,6 +46,9 @@ impl Launch {
             arguments: Vec::new(),
             variables: Vec::new(),
             bare: false,
+            name: "test".to_owned(),
+            peer_scheme: "http",
+            initial_cluster: None,
         }
     }
 
@@ -70,6 +77,20 @@ impl Launch {
     #[must_use]
     pub fn bare(mut self) -> Launch {
         self.bare = true;
+        self
+    }
+
+    /// Another name than `test`.
+    #[must_use]
+    pub fn named(mut self, name: impl Into<String>) -> Launch {
+        self.name = name.into();
+        self
+    }
+
+    /// Members speak TLS with one another: their URLs begin with `https`. How, other arguments say.
+    #[must_use]
+    pub fn peers_over_tls(mut self) -> Launch {
+        self.peer_scheme = "https";
         self
     }
 }
@@ -209,10 +230,10 @@ impl Process {
         self.wait()
     }
 
-    /// Starts it, and does not wait until it serves.
+    /// Starts it, and does not wait: a member of a cluster serves only with others.
     ///
     /// # Errors
-    /// If it is running, or cannot be started.
+    /// If it cannot be started, or is running.
     pub fn spawn(&mut self) -> anyhow::Result<()> {
         if self.running.is_some() {
             bail!("it is running already");
@@ -248,14 +269,17 @@ impl Process {
 
     fn own_arguments(&self) -> Vec<OsString> {
         let client = self.client_url();
-        let peer = format!("http://127.0.0.1:{}", self.peer_port);
+        let peer = self.peer_url();
+        let name = &self.launch.name;
+        let alone = || format!("{name}={peer}");
+        let cluster = self.launch.initial_cluster.clone();
         let mut arguments: Vec<OsString> = [
-            "--name=test".to_owned(),
+            format!("--name={name}"),
             format!("--listen-client-urls={client}"),
             format!("--advertise-client-urls={client}"),
             format!("--listen-peer-urls={peer}"),
             format!("--initial-advertise-peer-urls={peer}"),
-            format!("--initial-cluster=test={peer}"),
+            format!("--initial-cluster={}", cluster.unwrap_or_else(alone)),
         ]
         .into_iter()
         .map(OsString::from)
@@ -363,6 +387,23 @@ impl Process {
         self.peer_port
     }
 
+    /// Where other members find it.
+    #[must_use]
+    pub fn peer_url(&self) -> String {
+        format!("{}://127.0.0.1:{}", self.launch.peer_scheme, self.peer_port)
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.launch.name
+    }
+
+    /// The members that it begins with, as `--initial-cluster` takes them.
+    pub(crate) fn set_initial_cluster(&mut self, members: &str) {
+        self.launch.initial_cluster = Some(members.to_owned());
+    }
+
     /// Its data directory.
     #[must_use]
     pub fn data_dir(&self) -> &Path {
@@ -375,6 +416,33 @@ impl Process {
         self.running
             .as_ref()
             .map_or_else(Vec::new, |running| running.log.lines())
+    }
+
+    /// Waits for a line that holds `text`, from the beginning of this run on.
+    ///
+    /// # Errors
+    /// If it is not running, ends, or does not log such a line in 30 s.
+    pub fn wait_for_log(&self, text: &str) -> anyhow::Result<()> {
+        let log = &self.running.as_ref().context("it is not running")?.log;
+        match log.wait_for(text, PATIENCE) {
+            Waited::Found => Ok(()),
+            Waited::Closed | Waited::TimedOut => {
+                bail!("no line with {text:?} in:\n{}", log.lines().join("\n"))
+            }
+        }
+    }
+
+    /// How much memory it has in use, in bytes.
+    ///
+    /// # Errors
+    /// If it is not running, or the system does not tell.
+    pub fn resident_bytes(&self) -> anyhow::Result<u64> {
+        let pid = self.pid().context("it is not running")?;
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.split_whitespace().next());
+        let kib: u64 = kib.context("there is no VmRSS")?.parse()?;
+        Ok(kib << 10)
     }
 
     /// A client of it.

@@ -1,28 +1,33 @@
 //! The apply thread: the only one that changes the store.
 //!
-//! An [`Applier`] is what it does, a turn at a time. It takes all that waits. Answers of a batch leave in one parcel a serving thread, its events in one,
-//! and consensus hears of it once. Segments are sealed here, between entries, and handed to the commit
-//! thread; compactions are pruned here, a slice at a time between batches.
+//! An [`Applier`] is what it does, a turn at a time. It takes all that waits. Answers of a batch leave
+//! in one parcel a serving thread (`answers.rs`), its events in one, and consensus hears of it once.
+//! What an entry asks of the rest of the member is in `effect.rs`, a snapshot of the leader in
+//! `install.rs`. Segments are sealed here, between entries, and handed to the commit thread;
+//! compactions are pruned here, a slice at a time between batches.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use keelson_proto::ApiError;
-use keelson_proto::entry::{ConfChange, ConfChangeKind, Entry, EntryKind, Snapshot};
-use keelson_proto::ids::{LogIndex, Term};
+use keelson_proto::entry::{Entry, EntryKind, Snapshot};
+use keelson_proto::ids::LogIndex;
 use keelson_proto::message::Message;
-use keelson_raft::AnyConfChange;
 use keelson_store::{Answer, Effect, Outcome, Slice, Store};
 
 use crate::commit::CommitRequest;
 use crate::core::Input;
-use crate::duty::DutyEvent;
 use crate::links::Links;
 use crate::mailbox::{Refused, Taken};
-use crate::ticket::{Asker, Outbox, Reply, Waiter};
+use crate::ticket::Waiter;
 use crate::versions::{self, Versions};
-use crate::{Error, Ticket, budget, duty, peek};
+use crate::{Error, Ticket, budget, peek};
+use answers::Answers;
+
+mod answers;
+mod effect;
+mod install;
 
 /// How long a compaction waits for a reader before it looks again.
 const HELD_RETRY: Duration = Duration::from_millis(10);
@@ -64,28 +69,15 @@ impl ApplyRequest {
     }
 }
 
-/// Answers that wait until compactions are through the file.
-#[derive(Debug, Default)]
-struct Physical {
-    started: u64,
-    finished: u64,
-    /// Each with the number of the last compaction that it waits for; ascending.
-    waiting: Vec<(u64, Ticket, Reply)>,
-}
-
 /// What the thread starts with.
 pub(crate) struct Applier {
     links: Arc<Links>,
     store: Store,
     /// Entries up to here are applied again after a restart: they start no proposals.
     replay_to: LogIndex,
-    outbox: Outbox,
+    answers: Answers,
     ids: Vec<Option<keelson_proto::ids::RequestId>>,
     waiters: Vec<Option<Waiter>>,
-    physical: Physical,
-    /// Answers that wait for the NOSPACE alarm, and whether it is on its way.
-    after_alarm: Vec<(Ticket, Reply)>,
-    alarm_proposed: bool,
     /// Up to where segments were sealed.
     sealed: LogIndex,
     /// Up to where consensus was told that entries are applied.
@@ -128,19 +120,14 @@ impl Applier {
         links.gate.set_applied_term(term);
         let compacting = store.is_compacting();
         let versions = versions::tell(&links, None);
+        let answers = Answers::new(links.clone(), compacting);
         Applier {
             versions,
             links,
             replay_to,
-            outbox: Outbox::default(),
+            answers,
             ids: Vec::new(),
             waiters: Vec::new(),
-            physical: Physical {
-                started: u64::from(compacting),
-                ..Physical::default()
-            },
-            after_alarm: Vec::new(),
-            alarm_proposed: false,
             sealed: applied,
             reported: applied,
             seal_at: None,
@@ -266,17 +253,9 @@ impl Applier {
             }
             ApplyRequest::CompactionFinished => {
                 self.store.compaction_finished();
-                self.physical.finished += 1;
-                let finished = self.physical.finished;
-                let ready = self
-                    .physical
-                    .waiting
-                    .partition_point(|(after, ..)| *after <= finished);
-                for (_, ticket, reply) in self.physical.waiting.drain(..ready) {
-                    self.outbox.add(ticket, reply);
-                }
+                self.answers.compaction_finished();
             }
-            ApplyRequest::AlarmDropped => self.alarm_done(),
+            ApplyRequest::AlarmDropped => self.answers.alarm_done(),
         }
         Ok(())
     }
@@ -323,14 +302,14 @@ impl Applier {
             self.carry_out_effect(effect, entry)?;
         }
         if matches!(applied.outcome, Outcome::Compact { .. }) {
-            self.physical.started += 1;
+            self.answers.compaction_started();
             self.slice = SliceState::More;
         }
         if matches!(applied.outcome, Outcome::Cluster) {
             self.versions = versions::tell(&self.links, self.versions.take());
         }
         if let Some(waiter) = waiter {
-            self.answer(waiter, applied.outcome, raises_alarm);
+            self.answers.take(waiter, applied.outcome, raises_alarm);
         }
         Ok(())
     }
@@ -381,153 +360,6 @@ impl Applier {
         }
     }
 
-    fn carry_out_effect(&mut self, effect: Effect, entry: &Entry) -> Result<(), Error> {
-        match effect {
-            Effect::ConfChange { change, .. } => self.conf_change(entry.index, change),
-            Effect::RaiseNoSpace => self.raise_no_space(entry.index),
-            Effect::Commit => self.seal_now = true,
-            Effect::ForceSnapshot => {
-                tracing::info!("Cluster version downgrade detected, forcing snapshot");
-                self.seal_now = true;
-                self.snapshot_now = true;
-            }
-            Effect::LeaveOldLog => {
-                self.seal_now = true;
-                self.snapshot_now = true;
-            }
-            Effect::PromoteLessor => self.promote(entry.term),
-            Effect::AssignToken { user, token } => {
-                self.links.watchers.token_assigned(&user, &token);
-            }
-            Effect::RevokeTokens { user } => self.links.watchers.tokens_revoked(user.as_deref()),
-            Effect::Stop(reason) => return Err(Error::Entry(reason)),
-            // The store may learn to ask for more; what is not understood must not pass unseen.
-            other => return Err(Error::Entry(format!("unknown effect {other:?}"))),
-        }
-        Ok(())
-    }
-
-    /// Tells consensus and the way to other members of a change, and the member itself if it has gone.
-    fn conf_change(&self, index: LogIndex, change: ConfChange) {
-        let links = &self.links;
-        let id = change.member;
-        let own = links.identity.member;
-        let member = self.store.members().member(id);
-        match (change.kind, member) {
-            _ if id.is_none() => {}
-            (ConfChangeKind::RemoveNode, _) => {
-                tracing::info!(
-                    "cluster-id" = %links.identity.cluster,
-                    "local-member-id" = %own,
-                    "removed-remote-peer-id" = %id,
-                    "removed member"
-                );
-                if id == own {
-                    drop(links.duty.push_always(DutyEvent::Removed, 1));
-                } else {
-                    links.peers.remove(id);
-                }
-            }
-            (ConfChangeKind::UpdateNode, Some(member)) if id != own => {
-                links.peers.update(id, &member.peer_urls);
-            }
-            (ConfChangeKind::AddNode | ConfChangeKind::AddLearnerNode, Some(member)) => {
-                tracing::info!(
-                    "cluster-id" = %links.identity.cluster,
-                    "local-member-id" = %own,
-                    "added-peer-id" = %member.id,
-                    "added-peer-peer-urls:json" = format!("{:?}", member.peer_urls),
-                    "added-peer-is-learner" = member.is_learner,
-                    "added member"
-                );
-                if id != own {
-                    links.peers.add(id, &member.peer_urls);
-                }
-            }
-            _ => {}
-        }
-        let change = AnyConfChange::V1(change);
-        let input = Input::ConfChange { index, change };
-        drop(links.consensus.push_always(input, 0));
-    }
-
-    /// This member's lease deadlines run from now on, if it leads: this is the first entry of a term.
-    fn promote(&self, term: Term) {
-        let now = self.links.env.ticks();
-        let extend = crate::env::millis(self.links.config.election);
-        let mut deadlines = self.links.shared.deadlines();
-        if self.links.gate.leads() == Some(term) {
-            deadlines.promote(now, extend);
-            drop(deadlines);
-            drop(self.links.duty.push_always(DutyEvent::FirstCommit, 1));
-        }
-    }
-
-    fn raise_no_space(&mut self, index: LogIndex) {
-        if self.alarm_proposed || index <= self.replay_to {
-            return;
-        }
-        tracing::warn!("message exceeded backend quota; raising alarm");
-        let request = duty::no_space_alarm(self.links.identity.member);
-        match self.links.propose(request, Asker::Alarm(self.now())) {
-            Ok(_) => self.alarm_proposed = true,
-            Err(error) => tracing::warn!(%error, "could not raise the alarm"),
-        }
-    }
-
-    fn alarm_done(&mut self) {
-        self.alarm_proposed = false;
-        for (ticket, reply) in self.after_alarm.drain(..) {
-            self.outbox.add(ticket, reply);
-        }
-    }
-
-    fn answer(&mut self, waiter: Waiter, outcome: Outcome, raises_alarm: bool) {
-        let ticket = match waiter.asker {
-            Asker::Ticket(ticket) => ticket,
-            Asker::Duty(duty, since) => {
-                let took = self.now().saturating_sub(since);
-                let name = duty.name();
-                self.links
-                    .stats
-                    .own_requests
-                    .observe_named(name, true, took);
-                let result = match outcome {
-                    Outcome::Refused(error) => Err(error),
-                    _ => Ok(()),
-                };
-                drop(
-                    self.links
-                        .duty
-                        .push_always(DutyEvent::Done(duty, result), 1),
-                );
-                return;
-            }
-            Asker::Alarm(since) => {
-                let took = self.now().saturating_sub(since);
-                let requests = &self.links.stats.own_requests;
-                requests.observe_named("Alarm", true, took);
-                return self.alarm_done();
-            }
-        };
-        let waits = waiter.physical
-            && matches!(
-                outcome,
-                Outcome::Compact { .. } | Outcome::Refused(ApiError::Compacted)
-            )
-            && self.physical.finished < self.physical.started;
-        let reply = Reply::Applied(outcome);
-        if waits {
-            self.physical
-                .waiting
-                .push((self.physical.started, ticket, reply));
-        } else if raises_alarm && self.alarm_proposed {
-            self.after_alarm.push((ticket, reply));
-        } else {
-            self.outbox.add(ticket, reply);
-        }
-    }
-
     /// Sends off what a batch has come to. Nothing here waits for the file.
     ///
     /// Consensus hears of it first: whoever is answered may propose a configuration change at once,
@@ -540,7 +372,7 @@ impl Applier {
             let applied = Input::Applied { index };
             drop(self.links.consensus.push_quietly(applied, 0, wake));
         }
-        self.outbox.send(&*self.links.replies);
+        self.answers.send();
         let ops = self.store.take_ops();
         let stats = &self.links.stats;
         let counted = [
@@ -656,84 +488,13 @@ impl Applier {
         SliceState::More
     }
 
-    /// Gives up the state for a snapshot of the leader, whose file the commit thread opens; what comes
-    /// meanwhile waits.
-    fn install(&mut self, snapshot: &Snapshot) {
-        let (applied, _) = self.store.applied();
-        if snapshot.index <= applied {
-            // The log has it, and the state has got there by entries since.
-            return;
-        }
-        tracing::info!(
-            "current-snapshot-index" = self.snapshot.0,
-            "current-applied-index" = applied.0,
-            "incoming-leader-snapshot-index" = snapshot.index.0,
-            "incoming-leader-snapshot-term" = snapshot.term.0,
-            "applying snapshot"
-        );
-        self.finish_batch();
-        self.installing = Some(snapshot.index);
-        self.seal_at = None;
-        self.seal_now = false;
-        self.snapshot_now = false;
-        self.slice = SliceState::Idle;
-        let request = CommitRequest::Install(snapshot.index);
-        drop(self.links.commit.push_always(request, 0));
-    }
-
-    /// Goes on with the state of a snapshot.
-    fn opened(&mut self, fresh: Store) -> Result<(), Error> {
-        let Some(index) = self.installing.take() else {
-            return Ok(());
-        };
-        self.store.take_over(fresh);
-        let (applied, term) = self.store.applied();
-        self.links.gate.set_applied_term(term);
-        self.sealed = applied;
-        self.snapshot = applied;
-        self.held_since = None;
-        let compacting = self.store.is_compacting();
-        self.physical.finished = self.physical.started;
-        for (_, ticket, reply) in self.physical.waiting.drain(..) {
-            self.outbox.add(ticket, reply);
-        }
-        self.physical.started += u64::from(compacting);
-        if compacting {
-            self.slice = SliceState::More;
-        }
-        let links = self.links.clone();
-        self.versions = versions::tell(&links, self.versions.take());
-        links
-            .peers
-            .replace(links.other_members(self.store.members()));
-        links.watchers.restored(self.store.shared().revision());
-        self.finish_batch();
-        tracing::info!(
-            "current-snapshot-index" = applied.0,
-            "current-applied-index" = applied.0,
-            "incoming-leader-snapshot-index" = index.0,
-            "applied snapshot"
-        );
-        for request in std::mem::take(&mut self.deferred) {
-            self.carry_out(request)?;
-        }
-        Ok(())
-    }
-
     /// Answers what nobody will answer any more.
     fn release_all(&mut self) {
-        let waiting = std::mem::take(&mut self.physical.waiting).into_iter();
-        let waiting = waiting.map(|(_, ticket, _)| (ticket, Reply::Refused(ApiError::Stopped)));
         let deferred = std::mem::take(&mut self.deferred).into_iter();
         let deferred = deferred.filter_map(|request| match request {
             ApplyRequest::Commit(ticket) | ApplyRequest::Defragment(ticket) => ticket,
             _ => None,
         });
-        let deferred = deferred.map(|ticket| (ticket, Reply::Refused(ApiError::Stopped)));
-        let alarmed = std::mem::take(&mut self.after_alarm);
-        for (ticket, reply) in waiting.chain(deferred).chain(alarmed) {
-            self.outbox.add(ticket, reply);
-        }
-        self.outbox.send(&*self.links.replies);
+        self.answers.release_all(deferred);
     }
 }

@@ -35,6 +35,10 @@ const VERSION_EVERY: Duration = Duration::from_secs(4);
 /// How soon it looks again while it has not heard of all members' releases.
 const RELEASES_EVERY: Duration = Duration::from_millis(500);
 
+/// How long the member waits before it tells its attributes again where that failed: whatever refuses
+/// it at once is not to be asked in a loop.
+const PUBLISH_PAUSE: Duration = Duration::from_millis(100);
+
 /// How long a removed member goes on, so that others hear of it: etcd's time.
 const REMOVED_FOR: Duration = Duration::from_secs(1);
 
@@ -143,7 +147,7 @@ impl Duties {
                 return first;
             }
             DutyEvent::Done(Duty::Publish, Err(_)) => {
-                self.publish_at = self.publish_at.map(|at| at.min(now));
+                self.publish_at = self.publish_at.map(|at| at.min(now + PUBLISH_PAUSE));
             }
             DutyEvent::Done(Duty::Compaction, result) => {
                 self.compactor
@@ -253,8 +257,10 @@ impl DutyWorker {
     pub(crate) fn turn(&mut self, events: &mut Vec<DutyEvent>) {
         let now = self.links.env.clock.now();
         for event in events.drain(..) {
-            if let DutyEvent::Done(Duty::Compaction, result) = &event {
-                self.log_compaction(result);
+            match &event {
+                DutyEvent::Done(Duty::Compaction, result) => self.log_compaction(result),
+                DutyEvent::Done(Duty::Publish, Err(error)) => self.not_published(error),
+                _ => {}
             }
             if self.duties.take(&event, now) {
                 self.published();
@@ -286,6 +292,17 @@ impl DutyWorker {
         links.set_ready();
     }
 
+    fn not_published(&self, error: &ApiError) {
+        let links = &self.links;
+        tracing::warn!(
+            "local-member-id" = %links.identity.member,
+            "local-member-attributes" = ?(&links.config.name, &links.config.client_urls),
+            "publish-timeout" = ?links.config.request_timeout(),
+            %error,
+            "failed to publish local member to cluster through raft"
+        );
+    }
+
     fn carry_out(&mut self, action: Action, membership: &Membership) {
         match action {
             Action::Publish => self.publish(),
@@ -309,16 +326,24 @@ impl DutyWorker {
         (links.env.removed)();
     }
 
+    /// Whether it is on its way.
     fn propose(&self, request: InternalRaftRequest, duty: Duty) -> bool {
-        let now = self.links.env.clock.now();
-        let result = self.links.propose(request, Asker::Duty(duty, now));
-        if let Err(error) = &result {
-            tracing::debug!(%error, ?duty, "could not propose");
+        match self.try_propose(request, duty) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::debug!(%error, ?duty, "could not propose");
+                false
+            }
         }
-        result.is_ok()
     }
 
-    fn publish(&self) {
+    fn try_propose(&self, request: InternalRaftRequest, duty: Duty) -> Result<(), ApiError> {
+        let now = self.links.env.clock.now();
+        let asker = Asker::Duty(duty, now);
+        self.links.propose(request, asker).map(drop)
+    }
+
+    fn publish(&mut self) {
         let config = &self.links.config;
         let request = InternalRaftRequest {
             cluster_member_attr_set: Some(ClusterMemberAttrSetRequest {
@@ -330,7 +355,11 @@ impl DutyWorker {
             }),
             ..InternalRaftRequest::default()
         };
-        self.propose(request, Duty::Publish);
+        if let Err(error) = self.try_propose(request, Duty::Publish) {
+            self.not_published(&error);
+            let failed = DutyEvent::Done(Duty::Publish, Err(error));
+            self.duties.take(&failed, self.links.env.clock.now());
+        }
     }
 
     fn set_version(&self, version: &Version, membership: &Membership) {

@@ -260,6 +260,9 @@ pub struct Stats {
     pub last_compaction: Number,
     /// `etcd_server_proposals_failed_total`.
     pub proposals_failed: Number,
+    /// `etcd_server_snapshot_apply_in_progress_total`: 1 while a snapshot of the leader takes the place
+    /// of the state.
+    pub installing: Number,
     /// `etcd_server_slow_apply_total`.
     pub slow_applies: Number,
     /// `etcd_server_heartbeat_send_failures_total`.
@@ -310,6 +313,7 @@ impl Default for Stats {
             compacted_rows: Number::default(),
             last_compaction: Number::default(),
             proposals_failed: Number::default(),
+            installing: Number::default(),
             slow_applies: Number::default(),
             heartbeat_failures: Number::default(),
             missed_ticks: Number::default(),

@@ -21,6 +21,9 @@ pub enum StepRefused {
     /// It is for another member.
     #[error("cannot process message to mismatch member")]
     OtherMember,
+    /// It brings a snapshot, and has not come with the file.
+    #[error("cannot process a snapshot without its database")]
+    NoDatabase,
     /// There is no room for what it brings; its sender sends it again.
     #[error("too many messages wait")]
     Busy,
@@ -112,7 +115,7 @@ impl Node {
         }
         if message.kind == MessageKind::Snap {
             // Without its file it would leave this member with a hole.
-            return Err(StepRefused::OtherMember);
+            return Err(StepRefused::NoDatabase);
         }
         if !links.inbound.admit(&message) {
             return Err(StepRefused::Busy);

@@ -1,11 +1,50 @@
-//! File descriptors of the process: how many are used, and a warning when few are left.
+//! File descriptors of the process: how many connections they are enough for, how many are used, and a
+//! warning when few are left.
 
 use std::time::Duration;
 
 use rustix::process::{Resource, getrlimit};
+use tokio::sync::Semaphore;
+
+use crate::Error;
 
 /// How often to look (`spec/formats.md` 8).
 const LOOK_EVERY: Duration = Duration::from_secs(600);
+
+/// File descriptors that are no client's (api.md 4.1).
+const RESERVED_FILES: usize = 150;
+
+/// Which part of what may be opened is for connections of other members.
+const PEERS_SHARE: usize = 8;
+
+/// How many connections there may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ConnectionsMax {
+    pub(crate) clients: usize,
+    pub(crate) peers: usize,
+}
+
+/// How many connections there may be with so many open files. Those of peers have files of their own:
+/// whatever comes to their port, the log has room for its next segment.
+///
+/// # Errors
+///
+/// [`Error::TooFewFiles`]
+pub(crate) fn connections_max(limit: Option<u64>) -> Result<ConnectionsMax, Error> {
+    let limit = limit.map_or(usize::MAX, |it| usize::try_from(it).unwrap_or(usize::MAX));
+    if limit <= RESERVED_FILES {
+        return Err(Error::TooFewFiles {
+            limit,
+            reserved: RESERVED_FILES,
+        });
+    }
+    let peers = (limit / PEERS_SHARE).clamp(1, keelson_transport::CONNECTIONS_MAX);
+    let left = limit - RESERVED_FILES;
+    Ok(ConnectionsMax {
+        clients: left.saturating_sub(peers).clamp(1, Semaphore::MAX_PERMITS),
+        peers,
+    })
+}
 
 /// How many are used, where the system tells.
 pub(crate) fn used() -> Option<u64> {
@@ -46,6 +85,24 @@ mod tests {
         assert!(!are_few(79, 100));
         assert!(are_few(80, 100));
         assert!(are_few(81, 102), "the fifth is rounded down");
+    }
+
+    #[test]
+    fn connections_leave_files_for_the_log() {
+        let of = |limit| connections_max(Some(limit)).unwrap();
+        for (limit, clients, peers) in [
+            (151, 1, 18),
+            (1024, 1024 - 150 - 128, 128),
+            (20_000, 20_000 - 150 - 2048, 2048),
+        ] {
+            assert_eq!(of(limit), ConnectionsMax { clients, peers }, "{limit}");
+        }
+        assert_eq!(
+            connections_max(None).unwrap().clients,
+            Semaphore::MAX_PERMITS
+        );
+        let few = connections_max(Some(150)).unwrap_err();
+        assert!(few.to_string().contains("file descriptor limit"), "{few}");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Mutex;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
@@ -25,6 +25,9 @@ use tracing_subscriber::reload;
 use crate::config::{Checked, Config, ConfigError};
 
 mod line;
+mod sampling;
+
+use sampling::Sampling;
 
 pub use line::Style;
 
@@ -199,6 +202,8 @@ fn append_to(path: &Path) -> Result<File, ConfigError> {
 struct Lines {
     style: Style,
     least: LogLevel,
+    sampling: Sampling,
+    begun: Instant,
     outputs: Mutex<Vec<Output>>,
 }
 
@@ -212,7 +217,11 @@ impl<S: Subscriber> Layer<S> for Lines {
         let level = parts
             .level
             .unwrap_or_else(|| LogLevel::of(*event.metadata().level()));
-        if level < self.least {
+        let admits = || {
+            self.sampling
+                .admits(level, &parts.message, self.begun.elapsed())
+        };
+        if level < self.least || !admits() {
             return;
         }
         let caller = caller(event.metadata());
@@ -378,6 +387,8 @@ fn subscriber(
     let lines = Lines {
         style,
         least,
+        sampling: Sampling::new(),
+        begun: Instant::now(),
         outputs: Mutex::new(outputs),
     };
     (

@@ -12,14 +12,14 @@ use keelson_store::{Quota, auth};
 use keelson_transport::listener::{ListenOptions, Listener};
 use keelson_transport::tls::Tls;
 use keelson_transport::{PeerClient, Peers, Versions};
-use rustix::process::{Resource, getrlimit};
 use semver::Version;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::Error;
 use crate::config::{AutoCompaction, Checked, ClusterState, Gate};
+use crate::descriptors;
 use crate::http::Early;
 use crate::http::peer::PeerRoutes;
 use crate::leader::LeaderLoss;
@@ -51,9 +51,6 @@ const CAPABLE_EVERY: Duration = Duration::from_millis(2);
 
 /// What a time-out adds to two election timeouts.
 const REQUEST_BASE: Duration = Duration::from_secs(5);
-
-/// File descriptors that are no client's (api.md 4.1).
-const RESERVED_FILES: usize = 150;
 
 /// A running member.
 ///
@@ -134,7 +131,7 @@ impl Member {
         let told_removed = Arc::clone(&env.removed);
         // Sockets first: a busy port is seen before anything is written.
         let sockets = bind(&mut config)?;
-        let connections_max = connections_max()?;
+        let connections_max = descriptors::connections_max(descriptors::limit())?;
         let threads = serving_threads();
         let tickets = Arc::new(Tickets::new(threads));
         let pool = Pool::start(usize::from(threads)).map_err(|source| Error::Threads {
@@ -186,7 +183,7 @@ impl Member {
             draining,
             leader_loss: LeaderLoss::default(),
         });
-        let transport = transport(&config, &state, tls, told_removed)?;
+        let transport = transport(&config, &state, connections_max.peers, tls, told_removed)?;
         let client_urls = sockets.clients.iter().map(|(_, _, url)| url.clone());
         let mut member = Member {
             client_urls: client_urls.collect(),
@@ -200,7 +197,13 @@ impl Member {
         if was_member && config.feature_gates.enabled(Gate::InitialCorruptCheck) {
             member.compare_with_others()?;
         }
-        member.serve(&config, sockets, transport, threads, connections_max)?;
+        member.serve(
+            &config,
+            sockets,
+            transport,
+            threads,
+            connections_max.clients,
+        )?;
         Ok(member)
     }
 
@@ -389,6 +392,7 @@ impl Drop for Member {
 fn transport(
     config: &Checked,
     state: &Arc<State>,
+    connections_max: usize,
     tls: Option<Arc<Tls>>,
     removed: Removed,
 ) -> Result<Peers, Error> {
@@ -404,6 +408,7 @@ fn transport(
         election_timeout: Duration::from_millis(config.election_ms),
         read_timeout: config.raft_read_timeout,
         write_timeout: config.raft_write_timeout,
+        connections_max,
         tls,
     };
     let incoming = Arc::new(peers::Incoming {
@@ -532,21 +537,6 @@ fn minor_of(version: &str) -> Version {
     let mut version = Version::parse(version).expect("the announced versions are versions");
     version.patch = 0;
     version
-}
-
-/// How many connections clients may have, which is what the process may open but for its own files.
-fn connections_max() -> Result<usize, Error> {
-    let Some(limit) = getrlimit(Resource::Nofile).current else {
-        return Ok(Semaphore::MAX_PERMITS);
-    };
-    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    match limit.checked_sub(RESERVED_FILES) {
-        None | Some(0) => Err(Error::TooFewFiles {
-            limit,
-            reserved: RESERVED_FILES,
-        }),
-        Some(left) => Ok(left.min(Semaphore::MAX_PERMITS)),
-    }
 }
 
 fn serving_threads() -> u16 {

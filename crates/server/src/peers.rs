@@ -342,6 +342,7 @@ fn refused(error: keelson_node::StepRefused) -> StepRefused {
     match error {
         keelson_node::StepRefused::Removed => StepRefused::Removed,
         keelson_node::StepRefused::OtherMember => StepRefused::OtherMember,
+        keelson_node::StepRefused::NoDatabase => StepRefused::NoDatabase,
         keelson_node::StepRefused::Busy => StepRefused::Busy,
         keelson_node::StepRefused::Stopped => StepRefused::Stopped,
     }

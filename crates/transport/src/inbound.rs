@@ -20,6 +20,9 @@ pub enum StepRefused {
     /// Refused: who sent it was removed from the cluster.
     #[error("cannot process message from removed member")]
     Removed,
+    /// Refused: it brings a snapshot, and has not come with the file.
+    #[error("cannot process a snapshot without its database")]
+    NoDatabase,
     /// Refused: more messages wait than may.
     #[error("too many messages are waiting")]
     Busy,

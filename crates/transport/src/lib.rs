@@ -33,6 +33,6 @@ pub use client::{ClientError, HashKv, MemberInfo, MembersAnswer, PeerClient, Ver
 pub use error::Error;
 pub use handler::{ROUTE_BODY_BYTES_MAX, RemoteAddress};
 pub use inbound::{Inbound, RouteAnswer, Routes, SnapshotBody, SnapshotRefused, StepRefused};
-pub use peers::{Config, Peers, SILENCE_MAX};
+pub use peers::{CONNECTIONS_MAX, Config, Peers, SILENCE_MAX};
 pub use semver::Version;
 pub use version::Versions;

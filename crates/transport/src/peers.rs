@@ -18,6 +18,7 @@ use crate::handler::{self, Arriving};
 use crate::inbound::{Inbound, Routes, SnapshotBody};
 use crate::listener::Listener;
 use crate::peer::{Peer, Remote};
+use crate::serve::Room;
 use crate::stats::Stats;
 use crate::tls::Tls;
 use crate::url::PeerUrl;
@@ -25,6 +26,9 @@ use crate::version::{MIN_CLUSTER_VERSION, SERVER_VERSION, Versions};
 
 /// How long a connection may be silent, in either direction; etcd's default.
 pub const SILENCE_MAX: Duration = Duration::from_secs(5);
+
+/// How many connections are enough for any cluster.
+pub const CONNECTIONS_MAX: usize = 2048;
 
 /// What a connection may take besides an election, before it counts as failed; etcd's rule.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
@@ -54,6 +58,9 @@ pub struct Config {
     /// How long a connection may take nothing: [`SILENCE_MAX`], unless `--raft-write-timeout` says
     /// otherwise.
     pub write_timeout: Duration,
+    /// How many connections others may have to this member: those of a member are a dozen for each
+    /// other one. [`CONNECTIONS_MAX`], unless the process may not open so many files.
+    pub connections_max: usize,
     /// For peers with `https` URLs, and for listeners that want it.
     pub tls: Option<Arc<Tls>>,
 }
@@ -67,6 +74,7 @@ pub(crate) struct Context {
     pub(crate) dialer: Dialer,
     pub(crate) stats: Arc<Stats>,
     pub(crate) arriving: Arriving,
+    pub(crate) room: Room,
     pub(crate) cluster_header: HeaderValue,
     pub(crate) server_header: HeaderValue,
     urls_header: HeaderValue,
@@ -212,6 +220,7 @@ impl Peers {
             timeout: DIAL_TIMEOUT + config.election_timeout,
         };
         let context = Arc::new(Context {
+            room: Room::new(config.connections_max),
             config,
             inbound,
             routes,

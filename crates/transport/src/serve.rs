@@ -1,28 +1,70 @@
 //! The peer port: connections accepted, secured, and served until they end or the member stops.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::dial::{Io, Limits, READ_BUFFER_BYTES, TLS_HANDSHAKE_TIMEOUT, Timed};
 use crate::handler::{self, Origin};
 use crate::listener::{Acceptor, Socket};
 use crate::peers::Context;
 
-/// How many connections are served at once; those of a member are a dozen for each other one.
-const CONNECTIONS_MAX: usize = 2048;
+/// How often it is said that there are too many connections.
+const FULL_EVERY: Duration = Duration::from_secs(30);
+
+/// Room for connections, of all listeners together.
+pub(crate) struct Room {
+    free: Arc<Semaphore>,
+    most: usize,
+    /// When it was last said that there is none.
+    said: std::sync::Mutex<Option<Instant>>,
+}
+
+impl Room {
+    pub(crate) fn new(most: usize) -> Room {
+        Room {
+            free: Arc::new(Semaphore::new(most)),
+            most,
+            said: std::sync::Mutex::default(),
+        }
+    }
+
+    /// Waits for room for one more.
+    async fn take(&self) -> Option<OwnedSemaphorePermit> {
+        if let Ok(permit) = Arc::clone(&self.free).try_acquire_owned() {
+            return Some(permit);
+        }
+        self.say_full();
+        Arc::clone(&self.free).acquire_owned().await.ok()
+    }
+
+    fn say_full(&self) {
+        let now = Instant::now();
+        let mut said = self.said.lock().unwrap_or_else(|it| it.into_inner());
+        if said.is_none_or(|before| now >= before + FULL_EVERY) {
+            *said = Some(now);
+            tracing::warn!(
+                connections = self.most,
+                "too many connections on the peer endpoint; further ones wait until some end"
+            );
+        }
+    }
+}
 
 /// Serves one listener until the task is ended; its connections end with it.
 pub(crate) async fn serve(context: Arc<Context>, acceptor: Acceptor, secured: bool) {
-    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = JoinSet::new();
     loop {
-        let Ok(permit) = Arc::clone(&room).acquire_owned().await else {
+        let Some(permit) = context.room.take().await else {
             return;
         };
         let accepted = tokio::select! {
@@ -47,7 +89,7 @@ pub(crate) async fn serve(context: Arc<Context>, acceptor: Acceptor, secured: bo
 }
 
 /// After an accept that failed.
-const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 async fn connection(context: Arc<Context>, socket: Socket, secured: bool) {
     let remote = socket.remote_address();
@@ -71,19 +113,22 @@ async fn connection(context: Arc<Context>, socket: Socket, secured: bool) {
                 Ok(Err(error)) => error.to_string(),
                 Err(_) => "TLS handshake: i/o timeout".to_owned(),
             };
-            tracing::warn!(
-                "remote-addr" = remote.map(|address| address.to_string()),
-                error,
-                "rejected connection on peer endpoint"
-            );
-            return;
+            return rejected(remote, &error);
         }
         _ => Box::new(stream),
     };
     http(context, stream, remote).await;
 }
 
-async fn http(context: Arc<Context>, stream: Box<dyn Io>, remote: Option<std::net::SocketAddr>) {
+fn rejected(remote: Option<SocketAddr>, error: &str) {
+    tracing::warn!(
+        "remote-addr" = remote.map(|address| address.to_string()),
+        error,
+        "rejected connection on peer endpoint"
+    );
+}
+
+async fn http(context: Arc<Context>, stream: Box<dyn Io>, remote: Option<SocketAddr>) {
     let limits = Limits {
         read: Some(context.config.read_timeout),
         write: Some(context.config.write_timeout),
@@ -93,7 +138,9 @@ async fn http(context: Arc<Context>, stream: Box<dyn Io>, remote: Option<std::ne
         remote,
         patience: stream.patience(),
     };
+    let asked = AtomicBool::new(false);
     let service = service_fn(|request| {
+        asked.store(true, Ordering::Relaxed);
         let (context, origin) = (&context, &origin);
         async move { Ok::<_, Infallible>(handler::handle(context, origin, request).await) }
     });
@@ -103,11 +150,24 @@ async fn http(context: Arc<Context>, stream: Box<dyn Io>, remote: Option<std::ne
         .max_buf_size(READ_BUFFER_BYTES)
         .serve_connection(TokioIo::new(stream), service)
         .await;
-    if let Err(error) = served {
-        tracing::debug!(
-            "remote-addr" = remote.map(|address| address.to_string()),
-            error = crate::dial::root_cause(&error),
-            "a connection of a peer has ended"
-        );
+    let Err(error) = served else {
+        return;
+    };
+    let cause = crate::dial::root_cause(&error);
+    let silent = !asked.load(Ordering::Relaxed) && timed_out(&error);
+    if error.is_parse() || silent {
+        // Nobody who keeps to the protocol does that.
+        return rejected(remote, &cause);
     }
+    tracing::debug!(
+        "remote-addr" = remote.map(|address| address.to_string()),
+        error = cause,
+        "a connection of a peer has ended"
+    );
+}
+
+/// Whether a connection was given up because nothing came: its own bound, or that of a head.
+fn timed_out(error: &hyper::Error) -> bool {
+    let cause = std::error::Error::source(error).and_then(|it| it.downcast_ref::<std::io::Error>());
+    error.is_timeout() || cause.is_some_and(|it| it.kind() == std::io::ErrorKind::TimedOut)
 }

@@ -172,3 +172,29 @@ fn senders_with_bad_urls_are_not_answered_and_do_no_harm() {
         stranger.heard.count() > before
     });
 }
+
+#[test]
+fn connections_past_the_limit_wait_until_others_end() {
+    let setup = Setup {
+        connections_max: 3,
+        timeout: Duration::from_secs(60),
+        ..Setup::default()
+    };
+    let member = Member::with(0xb, setup);
+    let probe = b"GET /raft/probing HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    let mut held: Vec<TcpStream> = (0..3)
+        .map(|_| TcpStream::connect(&member.address).unwrap())
+        .collect();
+    let mut late = TcpStream::connect(&member.address).unwrap();
+    late.write_all(probe).unwrap();
+    late.set_read_timeout(Some(Duration::from_millis(200)))
+        .unwrap();
+    let mut byte = [0];
+    assert!(late.read(&mut byte).is_err(), "it is not served");
+    held.pop();
+    late.set_read_timeout(Some(Duration::from_secs(30)))
+        .unwrap();
+    let mut answer = String::new();
+    late.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+}

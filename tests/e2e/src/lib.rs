@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-pub use keelson_harness::{Exit, Launch, Process};
+pub use keelson_harness::{Exit, Launch, Process, ProcessCluster};
 
 /// Names the program to test.
 pub const BINARY: &str = "KEELSON_E2E_BINARY";

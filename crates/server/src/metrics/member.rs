@@ -190,11 +190,16 @@ fn server(all: &mut Families, state: &State) {
         "Server or member ID in hexadecimal format. 1 for 'server_id' label with current ID.",
         [(vec![("server_id", id.to_string())], 1.0)],
     );
-    let peer = vec![("Local", id.to_string()), ("Remote", id.to_string())];
+    let members = state.shared().members();
+    let known = members.members().map(|member| (member.id, 1.0));
+    let removed = members.removed().map(|id| (id, 0.0));
+    let both = |remote: MemberId| vec![("Local", id.to_string()), ("Remote", remote.to_string())];
     all.gauges(
         "etcd_network_known_peers",
         "The current number of known peers.",
-        [(peer, 1.0)],
+        known
+            .chain(removed)
+            .map(|(remote, known)| (both(remote), known)),
     );
     all.gauge(
         "etcd_server_proposals_committed_total",
@@ -257,7 +262,7 @@ fn server(all: &mut Families, state: &State) {
     all.gauge(
         "etcd_server_snapshot_apply_in_progress_total",
         "1 if the server is applying the incoming snapshot. 0 if none.",
-        0.0,
+        float(stats.installing.get()),
     );
 }
 

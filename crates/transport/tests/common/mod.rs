@@ -131,6 +131,7 @@ pub(crate) struct Setup {
     pub(crate) timeout: Duration,
     pub(crate) tls: Option<Arc<Tls>>,
     pub(crate) listener: Option<Arc<Listener>>,
+    pub(crate) connections_max: usize,
 }
 
 impl Default for Setup {
@@ -140,6 +141,7 @@ impl Default for Setup {
             timeout: Duration::from_secs(5),
             tls: None,
             listener: None,
+            connections_max: keelson_transport::CONNECTIONS_MAX,
         }
     }
 }
@@ -179,6 +181,7 @@ impl Member {
             election_timeout: Duration::from_secs(1),
             read_timeout: setup.timeout,
             write_timeout: setup.timeout,
+            connections_max: setup.connections_max,
             tls: setup.tls,
         };
         let peers = Peers::start(config, Arc::clone(&heard) as _, Arc::new(Echo)).unwrap();

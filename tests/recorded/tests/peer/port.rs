@@ -103,6 +103,7 @@ impl Port {
                 min_cluster: Version::new(3, 0, 0),
             },
             advertised_urls: vec!["http://127.0.0.1:1".to_owned()],
+            connections_max: keelson_transport::CONNECTIONS_MAX,
             election_timeout: Duration::from_secs(1),
             read_timeout: SILENCE_MAX,
             write_timeout: SILENCE_MAX,
