@@ -263,9 +263,29 @@ impl Members {
         Ok(())
     }
 
+    /// How many lines with a text all members have logged, once they have ended.
+    ///
+    /// # Errors
+    /// If a log cannot be read.
+    pub fn logged(&self, text: &str) -> anyhow::Result<usize> {
+        let mut lines = 0;
+        for number in 0..MEMBERS {
+            let log = fs::read_to_string(self.log_file(number))?;
+            lines += log.lines().filter(|line| line.contains(text)).count();
+        }
+        Ok(lines)
+    }
+
+    fn log_file(&self, number: usize) -> PathBuf {
+        self.dir.join(format!("{}.log", Network::host(number)))
+    }
+
     fn write_log(&self, number: usize, lines: &[String], status: &str) -> anyhow::Result<()> {
-        let path = self.dir.join(format!("{}.log", Network::host(number)));
-        let mut file = fs::File::options().create(true).append(true).open(path)?;
+        let mut options = fs::File::options();
+        let mut file = options
+            .create(true)
+            .append(true)
+            .open(self.log_file(number))?;
         for line in lines {
             writeln!(file, "{line}")?;
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use keelson_client::Client;
 use keelson_harness::wait;
 use keelson_sim::Random;
@@ -45,6 +45,8 @@ pub struct Report {
     pub heals: Vec<Heal>,
     /// What clients and watchers saw.
     pub verdict: Verdict,
+    /// Snapshots that members got from others.
+    pub snapshots: usize,
     /// How long it all took.
     pub took: Duration,
 }
@@ -92,9 +94,16 @@ pub fn run(
         faults,
         heals,
         verdict: concluded?,
+        snapshots: members.logged("\"msg\":\"applying snapshot\"")?,
         took: began.elapsed(),
     };
     heal::check(&report.heals)?;
+    let behind = report.faults.get(&Fault::LeftBehind).copied().unwrap_or(0);
+    ensure!(
+        report.snapshots >= behind as usize,
+        "members were left behind {behind} times, and got {} snapshots",
+        report.snapshots
+    );
     Ok(report)
 }
 

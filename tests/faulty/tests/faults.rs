@@ -116,12 +116,13 @@ fn print(report: &Report) {
     let verdict = &report.verdict;
     eprintln!(
         "{} calls, of them {} without an answer, at most {:.2?} between two acknowledged writes; {} revisions; {} \
-         events to watchers; HashKV {:08x} on all",
+         events to watchers; {} snapshots to members; HashKV {:08x} on all",
         verdict.operations,
         verdict.unanswered,
         verdict.silence,
         verdict.revisions,
         verdict.events,
+        report.snapshots,
         verdict.hash
     );
     let mut by_fault: BTreeMap<&str, Vec<Duration>> = BTreeMap::new();
