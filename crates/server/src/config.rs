@@ -25,7 +25,7 @@ pub use duration::GoDuration;
 pub use error::{ConfigError, Stage};
 pub use gates::{FeatureGates, Gate, go_bool};
 pub use quote::quote;
-pub use tls::PeerTls;
+pub use tls::TlsSettings;
 
 /// The etcd that programs may take this member for: `/version`, `Status` and peers' headers say it.
 pub const ETCD_VERSION: &str = "3.7.1";
@@ -107,8 +107,10 @@ pub struct Config {
     /// The release of etcd that this member says it is, `3.6` or `3.7`. A cluster takes the smallest
     /// of its members' as its version, and raises its files to that: at 3.6 they can still go back.
     pub announce_version: String,
+    /// TLS with clients.
+    pub client_tls: TlsSettings,
     /// TLS between members.
-    pub peer_tls: PeerTls,
+    pub peer_tls: TlsSettings,
     /// Years that a certificate is valid which the member makes for itself; 0: 1.
     pub self_signed_cert_validity: u32,
     /// Suites of TLS 1.2 by their names in Go; empty: the usual ones.
@@ -251,7 +253,8 @@ impl Default for Config {
             pre_vote: true,
             max_learners: 1,
             announce_version: "3.7".to_owned(),
-            peer_tls: PeerTls::default(),
+            client_tls: TlsSettings::default(),
+            peer_tls: TlsSettings::default(),
             self_signed_cert_validity: 1,
             cipher_suites: Vec::new(),
             tls_min_version: "TLS1.2".to_owned(),

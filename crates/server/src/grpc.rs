@@ -72,7 +72,7 @@ pub(crate) async fn serve(
     origin: Origin,
     request: Request<Incoming>,
 ) -> Response<Body> {
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
     let content_type = reply_type(&parts.headers);
     let method = match Method::find(parts.uri.path()) {
         Ok(method) => method,
@@ -94,7 +94,8 @@ pub(crate) async fn serve(
     ) {
         Ok(inbound) => {
             let timeout = parts.headers.get(GRPC_TIMEOUT).map(parse_timeout);
-            let call = Call::new(Arc::clone(state), origin, method, parts.headers);
+            let name = parts.extensions.remove();
+            let call = Call::new(Arc::clone(state), origin, method, parts.headers).over(name);
             match timeout.transpose() {
                 Ok(timeout) => {
                     // Pinned here and borrowed below: handed on by value it would be here twice, and

@@ -15,6 +15,7 @@ mod run;
 mod serving;
 mod state;
 mod tickets;
+mod tls;
 mod tokens;
 pub mod url;
 mod watching;

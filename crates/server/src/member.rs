@@ -27,9 +27,10 @@ use crate::logging::{self, json};
 use crate::metrics::Metrics;
 use crate::peers::{self, Links, hashes, join};
 use crate::pool::Pool;
-use crate::serving::{Limits, Purpose, Serving};
+use crate::serving::{Door, Limits, Purpose, Serving};
 use crate::state::{Settings, State};
 use crate::tickets::Tickets;
+use crate::tls;
 use crate::tokens::Tokens;
 use crate::url::Url;
 use crate::watching::Watching;
@@ -154,9 +155,9 @@ impl Member {
             watching: Arc::clone(&watching),
         });
         log_start(&config);
-        let tls = peers::tls::of(&config)?;
+        let tls = tls::of(&config)?;
         let election = Duration::from_millis(config.election_ms);
-        let client = PeerClient::new(tls.clone(), DIAL_PATIENCE + election);
+        let client = PeerClient::new(tls.peers.clone(), DIAL_PATIENCE + election);
         let peers = Links::start(client);
         let peers = Arc::new(peers.map_err(|source| Error::Threads {
             what: "the threads for other members",
@@ -183,7 +184,13 @@ impl Member {
             draining,
             leader_loss: LeaderLoss::default(),
         });
-        let transport = transport(&config, &state, connections_max.peers, tls, told_removed)?;
+        let transport = transport(
+            &config,
+            &state,
+            connections_max.peers,
+            tls.peers,
+            told_removed,
+        )?;
         let client_urls = sockets.clients.iter().map(|(_, _, url)| url.clone());
         let mut member = Member {
             client_urls: client_urls.collect(),
@@ -197,6 +204,7 @@ impl Member {
         if was_member && config.feature_gates.enabled(Gate::InitialCorruptCheck) {
             member.compare_with_others()?;
         }
+        let sockets = (sockets, tls.clients);
         member.serve(
             &config,
             sockets,
@@ -223,7 +231,7 @@ impl Member {
     fn serve(
         &mut self,
         config: &Checked,
-        sockets: Sockets,
+        (sockets, tls): (Sockets, Option<Arc<Tls>>),
         transport: Peers,
         threads: u16,
         connections_max: usize,
@@ -255,23 +263,28 @@ impl Member {
         let mut serving = start(threads)?;
         // Peers and metrics are answered before clients are, and until the end.
         let mut early = start_early(&self.state, limits).map_err(threads_error)?;
-        let metrics = metrics
-            .into_iter()
-            .map(|listener| (listener, Purpose::Metrics));
-        early.accept(metrics.collect()).map_err(threads_error)?;
+        let of = |url: &Url| tls.clone().filter(|_| url.is_tls());
+        let urls = config.listen_metrics_urls.iter();
+        let doors = metrics.into_iter().zip(urls).map(|(listener, url)| Door {
+            listener,
+            purpose: Purpose::Metrics,
+            tls: of(url),
+        });
+        early.accept(doors.collect()).map_err(threads_error)?;
         for (listener, url) in peers.into_iter().zip(&config.listen_peer_urls) {
             transport.serve(listener, url.is_tls())?;
         }
         self.state.peers.attach(transport, &self.state.node);
         self.metrics_serving = Some(early);
         self.wait_until_ready()?;
-        for (listener, purpose, _) in &clients {
-            log_ready(listener, *purpose);
-        }
-        let doors = clients
-            .into_iter()
-            .map(|(listener, purpose, _)| (listener, purpose));
-        serving.accept(doors.collect()).map_err(threads_error)?;
+        let doors = clients.into_iter().map(|(listener, purpose, url)| Door {
+            listener,
+            purpose,
+            tls: of(&url),
+        });
+        let doors: Vec<Door> = doors.collect();
+        doors.iter().for_each(log_ready);
+        serving.accept(doors).map_err(threads_error)?;
         self.serving = Some(serving);
         logging::announce(config);
         Ok(())
@@ -554,6 +567,7 @@ fn settings(config: &Checked) -> Settings {
         max_request_bytes: config.max_request_bytes as usize,
         max_txn_ops: config.max_txn_ops as usize,
         quota_backend_bytes: config.quota_backend_bytes,
+        names_clients: tls::names_clients(&config.client_tls),
         bcrypt_cost: bcrypt_cost(config.bcrypt_cost),
         request_timeout: REQUEST_BASE + Duration::from_millis(2 * config.election_ms),
         election_timeout: Duration::from_millis(config.election_ms),
@@ -698,9 +712,9 @@ fn log_addresses(config: &Checked, member: MemberId) {
     );
 }
 
-fn log_ready(listener: &Listener, purpose: Purpose) {
+fn log_ready(door: &Door) {
     info!("ready to serve client requests");
-    let traffic = match purpose {
+    let traffic = match door.purpose {
         Purpose::Client => {
             warn!(
                 "Running http and grpc server on single port. This is not recommended for production."
@@ -710,9 +724,13 @@ fn log_ready(listener: &Listener, purpose: Purpose) {
         Purpose::ClientGrpc => "grpc",
         Purpose::ClientHttp | Purpose::Metrics | Purpose::Peer => "http",
     };
-    info!(
-        traffic,
-        address = %listener.local_address(),
-        "serving client traffic insecurely; this is strongly discouraged!"
-    );
+    let address = door.listener.local_address();
+    if door.tls.is_some() {
+        info!(traffic, address, "serving client traffic securely");
+    } else {
+        info!(
+            traffic,
+            address, "serving client traffic insecurely; this is strongly discouraged!"
+        );
+    }
 }

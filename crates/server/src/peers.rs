@@ -24,7 +24,6 @@ use crate::url::Url;
 pub(crate) mod forward;
 pub(crate) mod hashes;
 pub(crate) mod join;
-pub(crate) mod tls;
 
 /// How often members are asked for their release, and how often while one of them is not known.
 const RELEASE_EVERY: Duration = Duration::from_secs(4);

@@ -23,7 +23,9 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use keelson_transport::listener::{Acceptor, Listener, Socket, Stream};
+use keelson_transport::listener::{Acceptor, Listener, Socket};
+use keelson_transport::tls::{self, Tls};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -85,6 +87,20 @@ pub(crate) struct Origin {
     pub(crate) remote: Option<SocketAddr>,
 }
 
+/// The common name in the certificate of who is at the other end: an extension of requests that came
+/// over a connection where one was asked for and shown.
+#[derive(Clone, Debug)]
+pub(crate) struct CommonName(pub(crate) Arc<str>);
+
+/// A listener, and how what it gives is served.
+#[derive(Debug)]
+pub(crate) struct Door {
+    pub(crate) listener: Listener,
+    pub(crate) purpose: Purpose,
+    /// What its connections are secured with.
+    pub(crate) tls: Option<Arc<Tls>>,
+}
+
 /// What answers requests.
 pub(crate) trait Handle: Send + Sync + 'static {
     /// Answers one request.
@@ -133,6 +149,7 @@ type Sockets = mpsc::UnboundedSender<Accepted>;
 struct Accepted {
     socket: Socket,
     purpose: Purpose,
+    tls: Option<Arc<Tls>>,
     place: OwnedSemaphorePermit,
 }
 
@@ -206,15 +223,15 @@ impl Serving {
     /// # Errors
     ///
     /// Where the system gives no thread, or a listener cannot be waited on.
-    pub(crate) fn accept(&mut self, listeners: Vec<(Listener, Purpose)>) -> io::Result<()> {
+    pub(crate) fn accept(&mut self, doors: Vec<Door>) -> io::Result<()> {
         assert!(self.accepting.is_none(), "a member accepts once");
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
         let inside = runtime.enter();
-        let acceptors = listeners
+        let acceptors = doors
             .into_iter()
-            .map(|(listener, purpose)| Ok((listener.into_acceptor()?, purpose)))
+            .map(|door| Ok((door.listener.into_acceptor()?, door.purpose, door.tls)))
             .collect::<io::Result<Vec<_>>>()?;
         drop(inside);
         let dealer = Arc::clone(&self.dealer);
@@ -224,8 +241,8 @@ impl Serving {
             .spawn(move || {
                 runtime.block_on(async {
                     let mut loops = JoinSet::new();
-                    for (acceptor, purpose) in acceptors {
-                        loops.spawn(accept_from(acceptor, purpose, Arc::clone(&dealer)));
+                    for (acceptor, purpose, tls) in acceptors {
+                        loops.spawn(accept_from(acceptor, purpose, tls, Arc::clone(&dealer)));
                     }
                     draining.cancelled().await;
                 });
@@ -258,7 +275,12 @@ impl Serving {
     }
 }
 
-async fn accept_from(acceptor: Acceptor, purpose: Purpose, dealer: Arc<Dealer>) {
+async fn accept_from(
+    acceptor: Acceptor,
+    purpose: Purpose,
+    tls: Option<Arc<Tls>>,
+    dealer: Arc<Dealer>,
+) {
     loop {
         let Ok(place) = Arc::clone(&dealer.room).acquire_owned().await else {
             return;
@@ -267,6 +289,7 @@ async fn accept_from(acceptor: Acceptor, purpose: Purpose, dealer: Arc<Dealer>) 
             Ok(socket) => dealer.deal(Accepted {
                 socket,
                 purpose,
+                tls: tls.clone(),
                 place,
             }),
             Err(error) => {
@@ -346,6 +369,7 @@ impl<H: Handle> Worker<H> {
         let Accepted {
             socket,
             purpose,
+            tls,
             place,
         } = accepted;
         let open = OpenGuard {
@@ -360,18 +384,21 @@ impl<H: Handle> Worker<H> {
                 return;
             }
         };
-        connections.spawn(serve_connection(
-            stream,
-            Origin {
+        let service = Service {
+            origin: Origin {
                 thread: self.number,
                 purpose,
                 remote,
             },
-            Arc::clone(&self.handler),
-            self.connections.clone(),
-            self.draining.clone(),
-            open,
-        ));
+            handler: Arc::clone(&self.handler),
+            builder: self.connections.clone(),
+            draining: self.draining.clone(),
+            _open: open,
+        };
+        match tls {
+            None => connections.spawn(service.serve(stream, None)),
+            Some(tls) => connections.spawn(service.secure(stream, tls)),
+        };
     }
 }
 
@@ -387,29 +414,64 @@ impl Drop for OpenGuard {
     }
 }
 
-async fn serve_connection<H: Handle>(
-    stream: Stream,
+/// What one connection is served with.
+struct Service<H> {
     origin: Origin,
     handler: Arc<H>,
     builder: auto::Builder<TokioExecutor>,
     draining: CancellationToken,
     _open: OpenGuard,
-) {
-    let service = service_fn(move |request| {
-        let handler = Arc::clone(&handler);
-        async move { Ok::<_, Infallible>(handler.handle(origin, request).await) }
-    });
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(Gather::new(stream)), service));
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = draining.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+}
+
+impl<H: Handle> Service<H> {
+    /// Finds out by TLS who is at the other end, then serves it.
+    async fn secure<S>(self, stream: S, tls: Arc<Tls>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let remote = self.origin.remote;
+        let accepted = tokio::select! {
+            accepted = tls.accept(stream, remote) => accepted,
+            () = self.draining.cancelled() => return,
+        };
+        match accepted {
+            Ok(stream) => {
+                let name = tls::common_name(&stream).map(|name| CommonName(name.into()));
+                self.serve(stream, name).await;
+            }
+            Err(error) => tracing::warn!(
+                "remote-addr" = remote.map(|address| address.to_string()),
+                %error,
+                "rejected connection on client endpoint"
+            ),
         }
-    };
-    if let Err(error) = ended {
-        // A client that goes away in the middle is nobody's fault.
-        tracing::debug!(error = %error, "connection ended");
+    }
+
+    async fn serve<S>(self, stream: S, name: Option<CommonName>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (handler, origin) = (self.handler, self.origin);
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            let handler = Arc::clone(&handler);
+            if let Some(name) = &name {
+                request.extensions_mut().insert(name.clone());
+            }
+            async move { Ok::<_, Infallible>(handler.handle(origin, request).await) }
+        });
+        let stream = TokioIo::new(Gather::new(stream));
+        let mut connection = pin!(self.builder.serve_connection(stream, service));
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = self.draining.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            // A client that goes away in the middle is nobody's fault.
+            tracing::debug!(error = %error, "connection ended");
+        }
     }
 }
 

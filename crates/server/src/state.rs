@@ -56,6 +56,8 @@ pub(crate) struct Settings {
     pub(crate) max_txn_ops: usize,
     /// The quota as it was given; 0 is the default, a negative one is none.
     pub(crate) quota_backend_bytes: i64,
+    /// Whether a client without a token is the user that its certificate names.
+    pub(crate) names_clients: bool,
     /// Cost of hashing a password.
     pub(crate) bcrypt_cost: u32,
     /// How long an answer is waited for: 5 s and two election timeouts.

@@ -1,7 +1,6 @@
 //! The URLs that a member listens on and tells others: `http://host:port`, `unix:///path`.
 //!
-//! The rules and the error texts are those of etcd 3.7.1 (api.md 5.1, 5.5), which accepts `https`
-//! and `unixs` too; they parse here, and [`crate::config::Config::check`] refuses them by name.
+//! The rules and the error texts are those of etcd 3.7.1 (api.md 5.1, 5.5).
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -98,14 +97,18 @@ impl Url {
         Ok(urls)
     }
 
-    /// The URL of a bound TCP listener.
+    /// The URL of a bound TCP listener, with or without TLS.
     #[must_use]
-    pub fn of_address(address: SocketAddr) -> Url {
+    pub fn of_address(address: SocketAddr, is_tls: bool) -> Url {
         let authority = address.to_string();
-        let text = format!("http://{authority}");
+        let (scheme, text) = if is_tls {
+            (Scheme::Https, format!("https://{authority}"))
+        } else {
+            (Scheme::Http, format!("http://{authority}"))
+        };
         Url {
             text,
-            scheme: Scheme::Http,
+            scheme,
             authority,
             path: String::new(),
         }
@@ -141,6 +144,13 @@ impl Url {
         self.is_tcp()
             .then(|| split_host_port(&self.authority).map(|(host, _)| host))
             .flatten()
+    }
+
+    /// The host that a certificate for this URL names: also `localhost` of `unixs://localhost:2379`.
+    #[must_use]
+    pub fn named_host(&self) -> Option<&str> {
+        let (host, _) = split_host_port(&self.authority)?;
+        (!host.is_empty()).then_some(host)
     }
 
     /// The port of a TCP URL; 0 when it is empty, `None` when it is above 65535.

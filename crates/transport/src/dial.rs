@@ -17,9 +17,6 @@ use crate::body::Body;
 use crate::tls::Tls;
 use crate::url::PeerUrl;
 
-/// How long a handshake of TLS may take; etcd's bound.
-pub(crate) const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// How long a TCP connection is idle before the kernel asks whether the other end is still there.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 
@@ -251,9 +248,7 @@ impl Dialer {
         }
         let missing = || io::Error::other("the URL wants TLS, and none is set up between members");
         let tls = self.tls.as_ref().ok_or_else(missing)?;
-        let socket = tokio::time::timeout(TLS_HANDSHAKE_TIMEOUT, tls.connect(socket, url.host()))
-            .await
-            .unwrap_or_else(|_| Err(timeout("TLS handshake")))?;
+        let socket = tls.connect(socket, url.host()).await?;
         Ok(Timed::new(Box::new(socket), limits))
     }
 

@@ -13,7 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::dial::{Io, Limits, READ_BUFFER_BYTES, TLS_HANDSHAKE_TIMEOUT, Timed};
+use crate::dial::{Io, Limits, READ_BUFFER_BYTES, Timed};
 use crate::handler::{self, Origin};
 use crate::listener::{Acceptor, Socket};
 use crate::peers::Context;
@@ -106,15 +106,10 @@ async fn connection(context: Arc<Context>, socket: Socket, secured: bool) {
         tracing::debug!(error = %error, "could not set the options of a connection");
     }
     let stream: Box<dyn Io> = match &context.dialer.tls {
-        Some(tls) if secured => {
-            let accepted = tokio::time::timeout(TLS_HANDSHAKE_TIMEOUT, tls.accept(stream, remote));
-            let error = match accepted.await {
-                Ok(Ok(stream)) => return http(context, Box::new(stream), remote).await,
-                Ok(Err(error)) => error.to_string(),
-                Err(_) => "TLS handshake: i/o timeout".to_owned(),
-            };
-            return rejected(remote, &error);
-        }
+        Some(tls) if secured => match tls.accept(stream, remote).await {
+            Ok(stream) => Box::new(stream),
+            Err(error) => return rejected(remote, &error.to_string()),
+        },
         _ => Box::new(stream),
     };
     http(context, stream, remote).await;

@@ -14,7 +14,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
@@ -31,6 +31,12 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 use crate::Error;
 
 mod check;
+mod own;
+
+pub use own::{OwnFiles, make_own};
+
+/// How long the other end may take to say who it is; etcd's bound.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A version of TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -147,12 +153,24 @@ impl Tls {
         Ok(Arc::new(tls))
     }
 
-    /// Secures a connection that was accepted, and checks who is at the other end.
+    /// Secures a connection that was accepted, and checks who is at the other end. That has ten
+    /// seconds.
     ///
     /// # Errors
     ///
     /// Why the connection is refused.
     pub async fn accept<S>(
+        self: &Arc<Self>,
+        stream: S,
+        remote: Option<SocketAddr>,
+    ) -> io::Result<server::TlsStream<S>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        in_time(self.accept_and_check(stream, remote)).await
+    }
+
+    async fn accept_and_check<S>(
         self: &Arc<Self>,
         stream: S,
         remote: Option<SocketAddr>,
@@ -171,7 +189,7 @@ impl Tls {
         Ok(stream)
     }
 
-    /// Secures a connection to a server that must prove to be `host`.
+    /// Secures a connection to a server that must prove to be `host`, within ten seconds.
     ///
     /// # Errors
     ///
@@ -190,7 +208,7 @@ impl Tls {
         })?;
         let tls = Arc::clone(self);
         let config = blocking(move || tls.client_config()).await?;
-        let stream = TlsConnector::from(config).connect(name, stream).await?;
+        let stream = in_time(TlsConnector::from(config).connect(name, stream)).await?;
         let chain = owned(stream.get_ref().1.peer_certificates());
         check::server(&self.config, &chain)?;
         Ok(stream)
@@ -270,6 +288,24 @@ impl Tls {
         match found.errors.into_iter().next() {
             Some(error) if roots.is_empty() => Err(io::Error::other(error)),
             _ => Ok(roots),
+        }
+    }
+}
+
+/// The common name in the certificate that whoever has connected was made to show; `None` where that
+/// is none, or without a name.
+#[must_use]
+pub fn common_name<S>(stream: &server::TlsStream<S>) -> Option<String> {
+    let chain = stream.get_ref().1.peer_certificates()?;
+    check::common_name(chain.first()?)
+}
+
+async fn in_time<T>(handshake: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
+        Ok(result) => result,
+        Err(_) => {
+            let text = "TLS handshake: i/o timeout";
+            Err(io::Error::new(io::ErrorKind::TimedOut, text))
         }
     }
 }

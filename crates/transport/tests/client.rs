@@ -151,6 +151,9 @@ fn an_answer_past_the_limit_is_not_read() {
     let url = format!("http://{}", listener.local_addr().unwrap());
     std::thread::spawn(move || {
         let (mut socket, _) = listener.accept().unwrap();
+        // An answer before the question would be no answer.
+        let asked = socket.read(&mut [0; 4096]).unwrap();
+        assert_ne!(asked, 0);
         socket.write_all(head).unwrap();
         let piece = vec![b' '; 1 << 20];
         while socket.write_all(&piece).is_ok() {}

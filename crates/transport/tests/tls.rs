@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -10,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use common::{Member, Setup, wait_for};
 use keelson_proto::message::MessageKind;
 use keelson_transport::Error;
-use keelson_transport::tls::{Tls, TlsConfig, TlsVersion};
+use keelson_transport::tls::{Tls, TlsConfig, TlsVersion, make_own};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
     IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
@@ -297,6 +298,33 @@ fn members_that_trust_anybody_need_no_authority() {
         ..authority.config(file, LOCAL)
     };
     assert!(speak(&member(0xa, own("a")), &member(0xb, own("b"))));
+}
+
+#[test]
+fn members_speak_with_certificates_that_they_have_made_for_themselves() {
+    let dir = tempfile::tempdir().unwrap();
+    let own = |name: &str| {
+        let files = make_own(&dir.path().join(name), &["127.0.0.1", "localhost"], 1).unwrap();
+        TlsConfig {
+            cert: files.cert,
+            key: files.key,
+            insecure_skip_verify: true,
+            ..TlsConfig::default()
+        }
+    };
+    let (a, b) = (own("a"), own("b"));
+    assert_eq!(own("a"), a);
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&a.key), 0o600);
+    assert_eq!(mode(&dir.path().join("a")), 0o700);
+    let before = std::fs::read(&b.cert).unwrap();
+    assert_ne!(std::fs::read(&a.cert).unwrap(), before);
+    assert_eq!(own("b"), b);
+    assert_eq!(std::fs::read(&b.cert).unwrap(), before, "it is made once");
+    assert!(speak(&member(0xa, a), &member(0xb, b)));
+    for years in [0, 1_001] {
+        assert!(make_own(dir.path(), &[], years).is_err());
+    }
 }
 
 #[test]

@@ -122,8 +122,8 @@ fn words_that_only_flags_know_are_refused_in_the_files_words() {
 #[test]
 fn what_has_no_function_yet_is_refused_from_its_section() {
     let config = parse(
-        "client-transport-security:\n  cert-file: a.pem\n  auto-tls: false\n\
-         discovery-config: {client: {dial-timeout: 2000000000}}\nself-signed-cert-validity: 0\n",
+        "discovery-config:\n  client:\n    secure: {cert: a.pem, insecure-transport: true}\n    \
+         dial-timeout: 2000000000\nself-signed-cert-validity: 0\n",
     )
     .unwrap();
     let refused: Vec<_> = config
@@ -131,7 +131,24 @@ fn what_has_no_function_yet_is_refused_from_its_section() {
         .iter()
         .map(|(f, v)| (*f, v.as_str()))
         .collect();
-    assert_eq!(refused, [("cert-file", "a.pem")]);
+    assert_eq!(refused, [("discovery-cert", "a.pem")]);
+}
+
+#[test]
+fn tls_of_clients_has_a_section() {
+    let config = parse(
+        "client-transport-security:\n  cert-file: a.pem\n  key-file: a.key\n  \
+         client-cert-auth: true\n  trusted-ca-file: ca.pem\n  allowed-hostname: [a, b]\n",
+    )
+    .unwrap();
+    let tls = &config.client_tls;
+    let files = [&tls.cert_file, &tls.key_file, &tls.trusted_ca_file];
+    assert_eq!(
+        files.map(|file| file.to_str().unwrap()),
+        ["a.pem", "a.key", "ca.pem"]
+    );
+    assert!(tls.client_cert_auth && !tls.auto_tls);
+    assert_eq!(tls.allowed_hostname, ["a", "b"]);
 }
 
 #[test]

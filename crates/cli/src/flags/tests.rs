@@ -242,9 +242,9 @@ fn listen_urls_take_away_the_default_of_what_clients_are_told() {
 #[test]
 fn a_flag_without_a_function_is_accepted_at_its_default_alone() {
     let config = config(&[
-        "--cert-file=",
+        "--discovery-cert=",
         "--discovery-dial-timeout=2000ms",
-        "--auto-tls=false",
+        "--memory-mlock=false",
         "--cors=*",
         "--unsafe-no-fsync",
         "--unsafe-no-fsync=false",

@@ -68,26 +68,24 @@ pub(super) fn check(mut config: Config) -> Result<Checked, ConfigError> {
     })
 }
 
-/// Makes the URLs those of sockets that are bound already.
+/// Makes the URLs those of sockets that are bound already, with TLS where the first URL had it.
 fn follow_listeners(config: &mut Config) {
-    let addresses = |listeners: &[std::net::TcpListener]| -> Vec<Url> {
-        listeners
-            .iter()
-            .filter_map(|l| l.local_addr().ok())
-            .map(Url::of_address)
-            .collect()
+    let addresses = |listeners: &[std::net::TcpListener], urls: &[Url]| -> Vec<Url> {
+        let is_tls = urls.first().is_some_and(Url::is_tls);
+        let bound = listeners.iter().filter_map(|l| l.local_addr().ok());
+        bound.map(|a| Url::of_address(a, is_tls)).collect()
     };
     let follows = |urls: &[Url], default: &str| {
         urls.is_empty() || (urls.len() == 1 && urls[0].as_str() == default)
     };
     if !config.client_listeners.is_empty() {
-        config.listen_client_urls = addresses(&config.client_listeners);
+        config.listen_client_urls = addresses(&config.client_listeners, &config.listen_client_urls);
         if follows(&config.advertise_client_urls, DEFAULT_CLIENT_URL) {
             config.advertise_client_urls = config.listen_client_urls.clone();
         }
     }
     if !config.peer_listeners.is_empty() {
-        config.listen_peer_urls = addresses(&config.peer_listeners);
+        config.listen_peer_urls = addresses(&config.peer_listeners, &config.listen_peer_urls);
         if follows(&config.advertise_peer_urls, DEFAULT_PEER_URL) {
             config.advertise_peer_urls = config.listen_peer_urls.clone();
         }
@@ -230,20 +228,6 @@ fn check_supported(config: &Config) -> Result<(), ConfigError> {
         .find(|(flag, _)| !means_nothing_alone(flag));
     if let Some((flag, value)) = asked {
         return refuse(format!("--{flag}={value}"));
-    }
-    if config.peer_tls.auto_tls {
-        return refuse("--peer-auto-tls=true".to_owned());
-    }
-    let lists = [
-        ("listen-client-urls", &config.listen_client_urls),
-        ("listen-client-http-urls", &config.listen_client_http_urls),
-        ("listen-metrics-urls", &config.listen_metrics_urls),
-        ("advertise-client-urls", &config.advertise_client_urls),
-    ];
-    for (flag, urls) in lists {
-        if let Some(url) = urls.iter().find(|url| url.is_tls()) {
-            return refuse(format!("TLS (--{flag}={url})"));
-        }
     }
     for gate in [Gate::PriorityRequest, Gate::StopGRPCServiceOnDefrag] {
         if config.feature_gates.enabled(gate) {

@@ -107,6 +107,16 @@ pub enum ConfigError {
     /// Cipher suites where only TLS 1.3 is allowed, which has none to choose.
     #[error("cipher suites cannot be configured when only TLS1.3 is enabled")]
     CipherSuites,
+    /// Clients are to speak TLS, and there is no certificate.
+    #[error(
+        "TLS key/cert (--cert-file, --key-file) must be provided for client url {0} with HTTPS scheme"
+    )]
+    NoClientCertificate(String),
+    /// The same of those that read metrics.
+    #[error(
+        "client TLS key/cert (--cert-file, --key-file) must be provided for metrics secure url"
+    )]
+    NoMetricsCertificate,
     /// A certificate without its key or the reverse.
     #[error("KeyFile and CertFile must both be present[key: {key}, cert: {cert}]")]
     HalfKeyPair {

@@ -198,8 +198,6 @@ fn discovery_and_tls_are_refused_with_what_etcd_says_first() {
 
 #[test]
 fn what_is_not_there_yet_is_refused_by_name() {
-    let tls = error(|c| c.listen_client_urls = urls("https://127.0.0.1:1"));
-    assert!(tls.starts_with("TLS (--listen-client-urls=https://127.0.0.1:1) is not supported"));
     let gate = error(|c| c.feature_gates.set("PriorityRequest=true").unwrap());
     assert!(gate.starts_with("--feature-gates=PriorityRequest=true is not supported"));
     let token = error(|c| c.auth_token = "jwt,pub-key=a,sign-method=RS256".to_owned());
@@ -296,7 +294,7 @@ fn the_first_members_are_read_by_name() {
 
 #[test]
 fn tls_between_members_is_checked_as_etcd_does() {
-    let with = |change: fn(&mut PeerTls)| error(|c| change(&mut c.peer_tls));
+    let with = |change: fn(&mut TlsSettings)| error(|c| change(&mut c.peer_tls));
     assert_eq!(
         with(|tls| tls.cert_file = "c.pem".into()),
         "KeyFile and CertFile must both be present[key: , cert: c.pem]"
@@ -312,11 +310,35 @@ fn tls_between_members_is_checked_as_etcd_does() {
         }),
         "AllowedCNs and AllowedHostnames are mutually exclusive (cns=[\"a\" \"b\"], hostnames=[\"c\"])"
     );
-    let own = with(|tls| tls.auto_tls = true);
-    assert!(
-        own.starts_with("--peer-auto-tls=true is not supported yet"),
-        "{own}"
+}
+
+#[test]
+fn https_for_clients_needs_a_certificate_given_or_made() {
+    let listen = |c: &mut Config| c.listen_client_urls = urls("https://127.0.0.1:1");
+    assert_eq!(
+        error(listen),
+        "TLS key/cert (--cert-file, --key-file) must be provided for client url \
+         https://127.0.0.1:1 with HTTPS scheme"
     );
+    assert_eq!(
+        error(|c| c.listen_metrics_urls = urls("https://127.0.0.1:1")),
+        "client TLS key/cert (--cert-file, --key-file) must be provided for metrics secure url"
+    );
+    assert_eq!(
+        error(|c| c.client_tls.key_file = "k.pem".into()),
+        "KeyFile and CertFile must both be present[key: k.pem, cert: ]"
+    );
+    let given = |c: &mut Config| {
+        listen(c);
+        c.client_tls.cert_file = "c.pem".into();
+        c.client_tls.key_file = "k.pem".into();
+    };
+    changed(given).check().unwrap();
+    let made = |c: &mut Config| {
+        listen(c);
+        c.client_tls.auto_tls = true;
+    };
+    changed(made).check().unwrap();
 }
 
 #[test]
@@ -350,8 +372,8 @@ fn names_of_the_same_address_are_equal() {
 fn listeners_that_are_bound_decide_the_urls() {
     let bind = || TcpListener::bind("127.0.0.1:0").unwrap();
     let (client, peer) = (bind(), bind());
-    let client_url = Url::of_address(client.local_addr().unwrap());
-    let peer_url = Url::of_address(peer.local_addr().unwrap());
+    let client_url = Url::of_address(client.local_addr().unwrap(), false);
+    let peer_url = Url::of_address(peer.local_addr().unwrap(), false);
     let mut checked = changed(|c| {
         c.client_listeners.push(client);
         c.peer_listeners.push(peer);

@@ -1,12 +1,16 @@
-//! TLS between members, as it is asked for: files and rules, nothing read yet.
+//! TLS between members and with clients, as it is asked for: files and rules, nothing read yet.
 
 use std::path::PathBuf;
 
-use super::{Config, ConfigError, quote};
+use tracing::warn;
 
-/// Settings of TLS towards other members (`peer-transport-security`).
+use super::{Config, ConfigError, quote};
+use crate::url::Url;
+
+/// Settings of TLS towards other members (`peer-transport-security`), or towards clients
+/// (`client-transport-security`), whose flags have no `peer-` before them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PeerTls {
+pub struct TlsSettings {
     /// `peer-cert-file`: the certificate that is shown to others, who dial here.
     pub cert_file: PathBuf,
     /// `peer-key-file`: its key.
@@ -15,25 +19,27 @@ pub struct PeerTls {
     pub client_cert_file: PathBuf,
     /// `peer-client-key-file`: its key.
     pub client_key_file: PathBuf,
-    /// `peer-client-cert-auth`: a member that dials must show a certificate.
+    /// `peer-client-cert-auth`: who dials must show a certificate. A client's common name is then its
+    /// user, where it shows no token.
     pub client_cert_auth: bool,
-    /// `peer-trusted-ca-file`: whom certificates must be from.
+    /// `peer-trusted-ca-file`: whom certificates must be from. With it, who dials must show one.
     pub trusted_ca_file: PathBuf,
-    /// `peer-crl-file`: certificates that count no more.
+    /// `peer-crl-file`, `client-crl-file`: certificates that count no more.
     pub crl_file: PathBuf,
-    /// `peer-cert-allowed-cn`: common names, one of which a certificate must carry.
+    /// `peer-cert-allowed-cn`: common names, one of which a certificate must carry. Not for clients.
     pub allowed_cn: Vec<String>,
-    /// `peer-cert-allowed-hostname`: host names, one of which a certificate must be for.
+    /// `peer-cert-allowed-hostname`, `client-cert-allowed-hostname`: host names, one of which a
+    /// certificate must be for.
     pub allowed_hostname: Vec<String>,
-    /// `peer-skip-client-san-verification`: the address of who dials need not be in its certificate.
+    /// `peer-skip-client-san-verification`: the address of who dials need not be in its certificate;
+    /// clients are never asked for that.
     pub skip_client_san: bool,
-    /// `peer-auto-tls`: the member makes a certificate for itself.
+    /// `peer-auto-tls`: the member makes a certificate for itself, where `cert_file` is not set.
     pub auto_tls: bool,
 }
 
-impl PeerTls {
-    /// Whether members speak TLS with each other because of these settings: a certificate is there,
-    /// or will be made.
+impl TlsSettings {
+    /// Whether TLS is spoken because of these settings: a certificate is there, or will be made.
     #[must_use]
     pub fn is_on(&self) -> bool {
         self.auto_tls || !self.cert_file.as_os_str().is_empty()
@@ -84,5 +90,39 @@ pub(super) fn check_versions(config: &Config) -> Result<(), ConfigError> {
     if min == "TLS1.3" && !config.cipher_suites.is_empty() {
         return Err(ConfigError::CipherSuites);
     }
-    config.peer_tls.check()
+    config.peer_tls.check()?;
+    config.client_tls.check()?;
+    check_client_urls(config)
+}
+
+/// `https` needs a certificate, and `http` leaves one without use.
+fn check_client_urls(config: &Config) -> Result<(), ConfigError> {
+    let tls = &config.client_tls;
+    let urls = config.listen_client_urls.iter();
+    for url in urls.chain(&config.listen_client_http_urls) {
+        if url.is_tls() {
+            if !tls.is_on() {
+                return Err(ConfigError::NoClientCertificate(url.to_string()));
+            }
+            continue;
+        }
+        if tls.is_on() {
+            warn!(
+                "client-url" = %url,
+                "scheme is http or unix while key and cert files are present; ignoring key and cert \
+                 files"
+            );
+        }
+        if tls.client_cert_auth {
+            warn!(
+                "client-url" = %url,
+                "scheme is http or unix while --client-cert-auth is enabled; ignoring client cert \
+                 auth for this URL"
+            );
+        }
+    }
+    if config.listen_metrics_urls.iter().any(Url::is_tls) && !tls.is_on() {
+        return Err(ConfigError::NoMetricsCertificate);
+    }
+    Ok(())
 }

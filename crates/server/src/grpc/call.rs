@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::method::Method;
 use super::status::Status;
-use crate::serving::Origin;
+use crate::serving::{CommonName, Origin};
 use crate::state::State;
 use crate::tickets::Awaited;
 use crate::tokens;
@@ -39,6 +39,7 @@ pub(crate) struct Call {
     pub(crate) origin: Origin,
     pub(crate) method: Method,
     metadata: HeaderMap,
+    name: Option<CommonName>,
 }
 
 /// Who sent a call, while authentication is on.
@@ -70,7 +71,13 @@ impl Call {
             origin,
             method,
             metadata,
+            name: None,
         }
+    }
+
+    /// With what the certificate of its connection says.
+    pub(crate) fn over(self, name: Option<CommonName>) -> Call {
+        Call { name, ..self }
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
@@ -122,7 +129,8 @@ impl Call {
         }
     }
 
-    /// Who sent the call, as its token says; nobody where there is none or authentication is off.
+    /// Who sent the call: as its token says, or else its certificate where clients are to have one;
+    /// nobody where there is neither or authentication is off.
     ///
     /// # Errors
     ///
@@ -136,7 +144,7 @@ impl Call {
             .get(TOKEN)
             .or_else(|| self.metadata.get(AUTHORIZATION))
         else {
-            return Ok(Caller::default());
+            return Ok(self.named(auth));
         };
         let token = std::str::from_utf8(value.as_bytes()).unwrap_or_default();
         let token = token.strip_prefix("Bearer ").unwrap_or(token);
@@ -151,6 +159,17 @@ impl Call {
             user,
             auth_revision: auth.revision(),
         })
+    }
+
+    /// Whom the certificate of the connection names.
+    fn named(&self, auth: &AuthState) -> Caller {
+        match &self.name {
+            Some(CommonName(name)) if self.state.settings.names_clients => Caller {
+                user: (**name).to_owned(),
+                auth_revision: auth.revision(),
+            },
+            _ => Caller::default(),
+        }
     }
 
     /// Finds out who sent the call and whether that one has what the request needs.

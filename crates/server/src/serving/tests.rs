@@ -54,7 +54,12 @@ fn start(threads: u16) -> Server {
     let mut serving = Serving::start(threads, &handler, limits, draining).unwrap();
     let listener = Listener::bind_tcp("127.0.0.1:0", ListenOptions::default()).unwrap();
     let address = listener.local_address().parse().unwrap();
-    serving.accept(vec![(listener, Purpose::Client)]).unwrap();
+    let door = Door {
+        listener,
+        purpose: Purpose::Client,
+        tls: None,
+    };
+    serving.accept(vec![door]).unwrap();
     Server { serving, address }
 }
 

@@ -65,9 +65,7 @@ fn allowed(config: &TlsConfig, chain: &[CertificateDer<'_>]) -> io::Result<()> {
             .any(|name| is_for(leaf, name))
     } else {
         let parsed = parse(leaf)?;
-        let common_name = parsed.subject().iter_common_name().last();
-        let common_name = common_name.and_then(|name| name.as_str().ok());
-        let common_name = common_name.unwrap_or_default();
+        let common_name = last_common_name(&parsed);
         config.allowed_cns.iter().any(|name| name == common_name)
     };
     if fits {
@@ -75,6 +73,19 @@ fn allowed(config: &TlsConfig, chain: &[CertificateDer<'_>]) -> io::Result<()> {
     } else {
         Err(refused(NOT_ALLOWED))
     }
+}
+
+/// The common name of a certificate, if it has one.
+pub(super) fn common_name(cert: &CertificateDer<'_>) -> Option<String> {
+    let parsed = parse(cert).ok()?;
+    let name = last_common_name(&parsed);
+    (!name.is_empty()).then(|| name.to_owned())
+}
+
+/// Of several the last, as with Go; empty where there is none that is text.
+fn last_common_name<'a>(cert: &'a X509Certificate<'_>) -> &'a str {
+    let name = cert.subject().iter_common_name().last();
+    name.and_then(|name| name.as_str().ok()).unwrap_or_default()
 }
 
 /// Whether a certificate is for a name or an address.
