@@ -139,8 +139,9 @@ fn print(report: &Report) {
     }
     let all = report.heals.iter().map(|heal| heal.all);
     let first = report.heals.iter().map(|heal| heal.first);
+    let beyond = all.clone().filter(|time| *time > ALWAYS).count();
     eprintln!(
-        "{} faults; through each member after {:.2?} in the median (limit {MEDIAN:?}), {:.2?} at most (limit \
+        "{} faults, {beyond} of them over the limit by as much as the machine stood still; through each member after {:.2?} in the median (limit {MEDIAN:?}), {:.2?} at most (limit \
          {ALWAYS:?}); through one after {:.2?} and {:.2?}; of all these times the machine stood still for {:.2?}",
         report.heals.len(),
         median(all.clone()),
