@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail, ensure};
 
-/// Seeds that a bug may take.
-const SEEDS: u64 = 3_000;
+/// Seeds that a bug may take: those of the long run.
+const SEEDS: u64 = 10_000;
 
 /// Says of each bug which seed has found it. `only`: those with this in their names. False if one was
 /// not found.
