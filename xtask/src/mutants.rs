@@ -67,14 +67,15 @@ struct Scratch {
 }
 
 impl Scratch {
-    /// The sources as they are committed. What is compiled goes to the folder of the workspace, so that
-    /// crates of others are not compiled again.
+    /// The sources as they are committed. What is compiled has a folder of its own below the workspace's: in
+    /// one with its builds, cargo takes a crate with a bug in it for the one of the workspace.
     fn new(root: &Path) -> anyhow::Result<Scratch> {
         let dir = std::env::temp_dir().join(format!("keelson-mutants-{}", std::process::id()));
         let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
+        let target = target.unwrap_or_else(|| root.join("target"));
         let scratch = Scratch {
             root: root.to_owned(),
-            target: target.unwrap_or_else(|| root.join("target")),
+            target: target.join("mutants"),
             dir,
         };
         let mut add = git(root);
