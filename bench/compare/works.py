@@ -17,15 +17,16 @@ class Work:
 SIZES = "--key-size 64 --value-size 512 --keys 100000"
 
 ONE = [
+    # First, while there are no other keys than these.
+    Work("list of 10,000 keys, pages of 500", "list --page 500 --connections 4 --clients 8 --key-size 64 --value-size 512 --keys 10000"),
+    Work("list of 10,000 keys, whole", "list --page 0 --no-populate --connections 2 --clients 2 --key-size 64 --value-size 512 --keys 10000"),
+    Work("list of 10,000 keys, RangeStream", "list --page 0 --stream --no-populate --connections 2 --clients 2 --key-size 64 --value-size 512 --keys 10000"),
     Work("put, 1 client", f"put --connections 1 --clients 1 {SIZES}"),
     Work("put, 64 clients on 4 connections", f"put --connections 4 --clients 64 {SIZES}"),
     Work("put, 256 clients on 16 connections", f"put --connections 16 --clients 256 {SIZES}"),
     Work("put, 1,000 clients on 100 connections", f"put --connections 100 --clients 1000 {SIZES}"),
     Work("get, linearizable", f"get --connections 4 --clients 64 {SIZES}"),
     Work("get, serializable", f"get --serializable --no-populate --connections 4 --clients 64 {SIZES}"),
-    Work("list of 10,000 keys, pages of 500", "list --page 500 --connections 4 --clients 8 --key-size 63 --value-size 512 --keys 10000"),
-    Work("list of 10,000 keys, whole", "list --page 0 --no-populate --connections 2 --clients 2 --key-size 63 --value-size 512 --keys 10000"),
-    Work("list of 10,000 keys, RangeStream", "list --page 0 --stream --no-populate --connections 2 --clients 2 --key-size 63 --value-size 512 --keys 10000"),
     Work("get and compare-and-put", f"update --no-populate --connections 4 --clients 64 {SIZES}"),
     Work("mixed, a put among five", f"mixed --writes 20 --no-populate --connections 4 --clients 64 {SIZES}"),
     Work("lease keep-alive", "keep-alive --connections 4 --clients 64"),

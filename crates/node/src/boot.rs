@@ -240,6 +240,7 @@ fn assemble(config: &Config, env: &Env, log: OpenLog) -> Result<Booted, Error> {
     );
     let conf_state = opened.store.conf_state().clone();
     let mut memory = MemoryLog::new(log.before, log.entries, log.hard_state, conf_state);
+    memory.keep_entries(config.catchup_entries);
     memory.set_outdated(raw.unwrap_or_default());
     memory.trim(applied, Keep::Usual);
     Ok(Booted {

@@ -15,11 +15,11 @@ pub const WINDOW_BYTES: u64 = 16 << 20;
 /// Applied entries that consensus keeps in memory for other members, in bytes.
 pub const RAFT_LOG_BYTES: u64 = 16 << 20;
 
-/// Applied entries that consensus keeps in memory for other members.
+/// Applied entries that consensus keeps in memory for other members, unless the operator says otherwise.
 ///
 /// # Source
 ///
-/// etcd's `--snapshot-catchup-entries` (`spec/formats.md` 4.2).
+/// The default of etcd's `--snapshot-catchup-entries` (`spec/formats.md` 4.2).
 pub const RAFT_LOG_ENTRIES: u64 = 5_000;
 
 /// The same while a member is getting a snapshot, in bytes: it will need what came meanwhile.

@@ -7,7 +7,7 @@ use keelson_proto::ids::{ClusterId, MemberId};
 use keelson_store::Quota;
 use semver::Version;
 
-use crate::Error;
+use crate::{Error, budget};
 
 /// When old revisions are compacted by themselves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -69,6 +69,9 @@ pub struct Config {
     pub election_at_once: bool,
     /// `--snapshot-count`, if it was given.
     pub snapshot_count: Option<u64>,
+    /// `--snapshot-catchup-entries`: so many applied entries are kept in memory for members that lag, in
+    /// 16 MiB at most. One that lags behind them gets a snapshot.
+    pub catchup_entries: u64,
     /// `--max-snapshots`; 0 keeps all.
     pub max_snapshots: usize,
     /// `--max-wals`; 0 keeps all.
@@ -125,6 +128,7 @@ impl Config {
             pre_vote: true,
             election_at_once: true,
             snapshot_count: None,
+            catchup_entries: budget::RAFT_LOG_ENTRIES,
             max_snapshots: 5,
             max_wals: 5,
             quota: Quota::new(0),

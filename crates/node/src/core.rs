@@ -9,7 +9,7 @@
 //! 3. up to a given index the log is applied before the member campaigns, counts a quorum or votes;
 //! 4. a hard state that only moved its commit index waits for the next write or tick: it may be lost;
 //! 5. a leader's appends go out before its own write of the same entries ends, a follower's
-//!    acknowledgement only after it;
+//!    acknowledgement only after it; a candidate asks for votes when the disk has its term;
 //! 6. a received snapshot is durable in the own log before it takes the place of the state, and
 //!    nothing behind it is applied before.
 
@@ -296,6 +296,12 @@ impl Core {
 
     /// One step of raft for a run of requests, one for each configuration change.
     fn propose(&mut self, proposals: Vec<Proposal>) {
+        let (proposals, outdated): (Vec<Proposal>, Vec<Proposal>) = proposals
+            .into_iter()
+            .partition(|proposal| self.is_wanted(proposal));
+        for proposal in outdated {
+            self.drop_proposal(&proposal, ApiError::ProposalDropped);
+        }
         if proposals.is_empty() {
             return;
         }
@@ -319,6 +325,14 @@ impl Core {
             }
         }
         self.propose_run(&mut run);
+    }
+
+    /// Whether a proposal is still what it was meant to be: the decision of the leader of a term.
+    fn is_wanted(&self, proposal: &Proposal) -> bool {
+        let leads = self.raft.role() == Role::Leader;
+        proposal
+            .only_in
+            .is_none_or(|term| leads && self.raft.term() == term)
     }
 
     /// Proposes a run of requests, to another leader in parcels of a bounded size.
@@ -512,14 +526,28 @@ impl Core {
             self.reads.answered(&state.context, state.index);
         }
         self.reads.applied(self.applied, &mut self.out.readable);
+        let mut requests = Vec::new();
         for message in ready.messages {
             if message.to == APPEND_THREAD {
                 self.write(message, ready.hard_state, ready.must_sync);
             } else if message.to == APPLY_THREAD {
                 self.apply(message);
+            } else if message.kind == MessageKind::Vote {
+                requests.push(message);
             } else {
                 self.send(message);
             }
+        }
+        self.ask_for_votes(requests);
+    }
+
+    /// Asks for votes once the own disk has the term. Others could elect this member before, without its
+    /// own vote; after a crash it would not know that it had led, could be elected in the same term by the
+    /// same votes, and give other entries the numbers of those that it had sent.
+    fn ask_for_votes(&mut self, requests: Vec<Message>) {
+        match self.writing.back_mut() {
+            Some(last) => last.responses.extend(requests),
+            None => self.deliver(requests),
         }
     }
 

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use keelson_proto::ApiError;
-use keelson_proto::ids::{LeaseId, MemberId};
+use keelson_proto::ids::{LeaseId, MemberId, Term};
 use keelson_proto::rpc::etcdserverpb::{
     AlarmRequest, AlarmType, CompactionRequest, InternalRaftRequest, LeaseCheckpointRequest,
     LeaseRevokeRequest, RequestHeader, alarm_request::AlarmAction,
@@ -328,7 +328,12 @@ impl DutyWorker {
 
     /// Whether it is on its way.
     fn propose(&self, request: InternalRaftRequest, duty: Duty) -> bool {
-        match self.try_propose(request, duty) {
+        self.propose_in(None, request, duty)
+    }
+
+    /// As [`DutyWorker::propose`]; with a term it is worth nothing in another one.
+    fn propose_in(&self, only_in: Option<Term>, request: InternalRaftRequest, duty: Duty) -> bool {
+        match self.try_propose(only_in, request, duty) {
             Ok(()) => true,
             Err(error) => {
                 tracing::debug!(%error, ?duty, "could not propose");
@@ -337,10 +342,15 @@ impl DutyWorker {
         }
     }
 
-    fn try_propose(&self, request: InternalRaftRequest, duty: Duty) -> Result<(), ApiError> {
+    fn try_propose(
+        &self,
+        only_in: Option<Term>,
+        request: InternalRaftRequest,
+        duty: Duty,
+    ) -> Result<(), ApiError> {
         let now = self.links.env.clock.now();
         let asker = Asker::Duty(duty, now);
-        self.links.propose(request, asker).map(drop)
+        self.links.propose_in(only_in, request, asker).map(drop)
     }
 
     fn publish(&mut self) {
@@ -355,7 +365,7 @@ impl DutyWorker {
             }),
             ..InternalRaftRequest::default()
         };
-        if let Err(error) = self.try_propose(request, Duty::Publish) {
+        if let Err(error) = self.try_propose(None, request, Duty::Publish) {
             self.not_published(&error);
             let failed = DutyEvent::Done(Duty::Publish, Err(error));
             self.duties.take(&failed, self.links.env.clock.now());
@@ -408,6 +418,11 @@ impl DutyWorker {
             tracing::warn!("Ignore the lease revoking request because the raft loop did not tick");
             return;
         }
+        // Another leader has given the leases their time anew, and clients renew them there: what this one
+        // finds is nothing to that one, even if this one does not know of it yet.
+        let Some(term) = self.links.gate.leads() else {
+            return;
+        };
         let now = self.links.env.ticks();
         let (expired, checkpoints) = {
             let mut deadlines = self.links.shared.deadlines();
@@ -424,7 +439,7 @@ impl DutyWorker {
                 lease_revoke: Some(LeaseRevokeRequest { id }),
                 ..InternalRaftRequest::default()
             };
-            if self.propose(request, Duty::LeaseRevoke) {
+            if self.propose_in(Some(term), request, Duty::LeaseRevoke) {
                 self.links.stats.leases_expired.add(1);
             }
         }
@@ -433,7 +448,7 @@ impl DutyWorker {
                 lease_checkpoint: Some(LeaseCheckpointRequest { checkpoints }),
                 ..InternalRaftRequest::default()
             };
-            self.propose(request, Duty::LeaseCheckpoint);
+            self.propose_in(Some(term), request, Duty::LeaseCheckpoint);
         }
     }
 

@@ -151,7 +151,7 @@ impl Links {
         } = parts;
         let (items, weight) = UNBOUNDED;
         Links {
-            proposals: Proposals::new(identity.member, env.clock.wall()),
+            proposals: Proposals::new(identity.member, (env.random)()),
             config,
             env,
             identity,

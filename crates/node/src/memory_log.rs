@@ -35,6 +35,8 @@ pub struct MemoryLog {
     applied: LogIndex,
     /// Up to here nothing is kept that is applied.
     outdated: LogIndex,
+    /// Applied entries that are kept usually.
+    entries_max: u64,
 }
 
 impl MemoryLog {
@@ -58,6 +60,7 @@ impl MemoryLog {
             bytes: 0,
             applied: before.0,
             outdated: LogIndex(0),
+            entries_max: budget::RAFT_LOG_ENTRIES,
         };
         log.append(&entries);
         log
@@ -111,6 +114,11 @@ impl MemoryLog {
         self.conf_state = snapshot.conf_state.clone();
     }
 
+    /// Keeps so many applied entries, if no member is getting a snapshot.
+    pub fn keep_entries(&mut self, entries_max: u64) {
+        self.entries_max = entries_max;
+    }
+
     /// Says that no other member may be sent the entries up to here: they are of a form that it may not
     /// read. They are dropped as soon as they are applied.
     pub fn set_outdated(&mut self, upto: LogIndex) {
@@ -122,7 +130,7 @@ impl MemoryLog {
     pub fn trim(&mut self, applied: LogIndex, keep: Keep) {
         self.applied = self.applied.max(applied);
         let (bytes_max, entries_max) = match keep {
-            Keep::Usual => (budget::RAFT_LOG_BYTES, budget::RAFT_LOG_ENTRIES),
+            Keep::Usual => (budget::RAFT_LOG_BYTES, self.entries_max),
             Keep::Held => (budget::RAFT_LOG_HELD_BYTES, budget::RAFT_LOG_HELD_ENTRIES),
         };
         while let Some(entry) = self.entries.front()
@@ -245,6 +253,17 @@ mod tests {
         assert_eq!(log.term(LogIndex(10)), Ok(Term(1)));
         assert_eq!(log.term(LogIndex(9)), Err(StorageError::Compacted));
         assert_eq!(log.term(LogIndex(13)), Err(StorageError::Unavailable));
+    }
+
+    #[test]
+    fn as_many_applied_entries_are_kept_as_is_asked_for_and_more_during_a_transfer() {
+        let mut log = log((11..31).map(|index| entry(index, 1, 1)).collect());
+        log.keep_entries(3);
+        log.trim(LogIndex(28), Keep::Held);
+        assert_eq!(log.first_index(), LogIndex(11));
+        log.trim(LogIndex(28), Keep::Usual);
+        assert_eq!(log.first_index(), LogIndex(26));
+        assert_eq!(log.last_index(), LogIndex(30));
     }
 
     #[test]

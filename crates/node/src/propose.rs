@@ -1,24 +1,20 @@
 //! From a request to the log: ids, limits, backlog.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use keelson_proto::entry::ConfChange;
-use keelson_proto::ids::{MemberId, RequestId};
+use keelson_proto::ids::{MemberId, RequestId, Term};
 use keelson_proto::rpc::etcdserverpb::InternalRaftRequest;
 use keelson_proto::{ApiError, request};
 
 use crate::budget;
 use crate::core::{Content, Input, Proposal};
-use crate::env::millis;
 use crate::links::Links;
 use crate::mailbox::Refused;
 use crate::ticket::{Asker, Waiter};
 
 /// Low bits of a request id that count; the member's lowest 16 bits stand above them.
 const COUNTER_BITS: u32 = 48;
-/// Bits of an id below the milliseconds.
-const PER_MILLI_BITS: u32 = 8;
 
 /// Ids of requests, and what is on its way to the log.
 #[derive(Debug)]
@@ -30,17 +26,16 @@ pub(crate) struct Proposals {
 }
 
 impl Proposals {
-    /// Ids must not repeat over members and restarts: the member's low bits, the time of the start and
-    /// a counter.
+    /// Ids must not repeat over members and restarts: the member's low bits, and a counter that starts
+    /// anywhere.
     ///
-    /// # Source
-    ///
-    /// `spec/formats.md` 6.3.
-    pub(crate) fn new(member: MemberId, wall: Duration) -> Proposals {
-        let time = (millis(wall) << PER_MILLI_BITS) & ((1 << COUNTER_BITS) - 1);
+    /// etcd starts it at the time of day (`spec/formats.md` 6.3). A time of day may come twice: then a
+    /// request of an earlier life, applied late, would answer another one of this life, and an old read
+    /// index a new read.
+    pub(crate) fn new(member: MemberId, random: u64) -> Proposals {
         Proposals {
             prefix: member.0 << COUNTER_BITS,
-            counter: AtomicU64::new(time),
+            counter: AtomicU64::new(random & ((1 << COUNTER_BITS) - 1)),
             in_flight: AtomicU64::new(0),
         }
     }
@@ -77,6 +72,16 @@ impl Links {
     /// `spec/api.md` 2.1, "Proposal path".
     pub(crate) fn propose(
         &self,
+        request: InternalRaftRequest,
+        asker: Asker,
+    ) -> Result<RequestId, ApiError> {
+        self.propose_in(None, request, asker)
+    }
+
+    /// As [`Links::propose`]; with a term it is dropped unless this member still leads in that one.
+    pub(crate) fn propose_in(
+        &self,
+        only_in: Option<Term>,
         mut request: InternalRaftRequest,
         asker: Asker,
     ) -> Result<RequestId, ApiError> {
@@ -95,6 +100,7 @@ impl Links {
         self.submit(Proposal {
             id,
             content: Content::Request(data),
+            only_in,
             waiter: Some(waiter),
         })?;
         Ok(id)
@@ -116,6 +122,7 @@ impl Links {
         self.submit(Proposal {
             id,
             content,
+            only_in: None,
             waiter: Some(waiter),
         })?;
         Ok(id)
@@ -160,16 +167,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_are_members_bits_then_time_then_a_counter() {
+    fn ids_are_members_bits_then_a_counter_from_a_random_start() {
         let member = MemberId(0xddd6_62f5_2eee_fd7b);
-        let proposals = Proposals::new(member, Duration::from_millis(0x123_4567_89ab));
-        assert_eq!(proposals.next_id(), RequestId(0xfd7b_2345_6789_ab01));
-        assert_eq!(proposals.next_id(), RequestId(0xfd7b_2345_6789_ab02));
+        let proposals = Proposals::new(member, 0x0123_ffff_ffff_fffe);
+        assert_eq!(proposals.next_id(), RequestId(0xfd7b_ffff_ffff_ffff));
+        assert_eq!(proposals.next_id(), RequestId(0xfd7b_0000_0000_0000));
     }
 
     #[test]
     fn a_full_budget_admits_nothing_but_a_request_alone() {
-        let proposals = Proposals::new(MemberId(1), Duration::ZERO);
+        let proposals = Proposals::new(MemberId(1), 0);
         assert!(proposals.admit(budget::PROPOSALS_BYTES + 1));
         assert!(!proposals.admit(1));
         proposals.release(budget::PROPOSALS_BYTES + 1);

@@ -206,18 +206,14 @@ fn parse_timeout(value: &HeaderValue) -> Result<Duration, Status> {
 }
 
 /// Reads and decodes the message of a call that has one, and looks at the call.
-async fn one<Q: Message + Default>(call: &Call, mut inbound: Inbound) -> Result<Q, Status> {
+async fn one<Q: Message + Default>(call: &Call, inbound: Inbound) -> Result<Q, Status> {
     let message = inbound.single().await?;
     let request = inbound::decode(message)?;
     call.admit(false)?;
     Ok(request)
 }
 
-async fn route(
-    call: Call,
-    mut inbound: Inbound,
-    seen: &mut Option<Bytes>,
-) -> Result<Answer, Status> {
+async fn route(call: Call, inbound: Inbound, seen: &mut Option<Bytes>) -> Result<Answer, Status> {
     match call.method {
         Method::Range => {
             let message = inbound.single().await?;
@@ -247,7 +243,7 @@ async fn route(
 
 async fn route_rare(
     call: Call,
-    mut inbound: Inbound,
+    inbound: Inbound,
     seen: &mut Option<Bytes>,
 ) -> Result<Answer, Status> {
     macro_rules! unary {

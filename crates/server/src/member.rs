@@ -512,6 +512,7 @@ fn node_config(config: &Checked, peers: &Links) -> Result<keelson_node::Config, 
         snapshot_count: config
             .is_set("snapshot-count")
             .then_some(config.snapshot_count),
+        catchup_entries: config.snapshot_catchup_entries,
         max_snapshots: config.max_snapshots as usize,
         max_wals: config.max_wals as usize,
         quota: Quota::new(config.quota_backend_bytes),

@@ -441,7 +441,7 @@ impl<H: Handle> Service<H> {
             }
             Err(error) => tracing::warn!(
                 "remote-addr" = remote.map(|address| address.to_string()),
-                %error,
+                error = tls::describe(&error),
                 "rejected connection on client endpoint"
             ),
         }

@@ -18,8 +18,11 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::{Mutex, MutexGuard};
 
+#[path = "wire/frames.rs"]
+mod frames;
 mod wire;
 
+use frames::{PREFACE, h2_fields, h2_frame, h2_start};
 use wire::{Answers, Both, Client, Status, framed, request, start, start_with, within};
 
 const PUT: &str = "/etcdserverpb.KV/Put";
@@ -611,42 +614,6 @@ async fn ten_thousand_leases_are_kept_alive_in_one_breath() {
     rig.end().await;
 }
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-fn h2_frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let len = u32::try_from(payload.len()).unwrap().to_be_bytes();
-    let mut out = len[1..].to_vec();
-    out.extend([kind, flags]);
-    out.extend(stream.to_be_bytes());
-    out.extend_from_slice(payload);
-    out
-}
-
-/// Header fields of a call, without any table.
-fn h2_fields(path: &str) -> Vec<u8> {
-    let mut out = Vec::new();
-    for (name, value) in [
-        (":method", "POST"),
-        (":scheme", "http"),
-        (":path", path),
-        (":authority", "member"),
-        ("content-type", "application/grpc"),
-        ("te", "trailers"),
-    ] {
-        out.push(0);
-        for text in [name, value] {
-            out.push(u8::try_from(text.len()).unwrap());
-            out.extend_from_slice(text.as_bytes());
-        }
-    }
-    out
-}
-
-/// The start of a connection: preface and settings.
-fn h2_start() -> Vec<u8> {
-    [PREFACE, &h2_frame(4, 0, 0, &[])].concat()
-}
-
 /// Reads until the other side closes, for a moment at most.
 async fn read_for(socket: &mut TcpStream, most: Duration) -> Vec<u8> {
     let mut all = Vec::new();
@@ -749,6 +716,51 @@ async fn thousands_of_half_open_and_of_cancelled_streams_are_borne() {
         drop(writer);
         within(drain).await.unwrap();
         rig.serves().await;
+    }
+    rig.end().await;
+}
+
+/// Reads frames until the one that ends `stream`; whether the connection goes on.
+async fn read_answer(socket: &mut TcpStream, stream: u32) -> bool {
+    loop {
+        let mut head = [0; 9];
+        if within(socket.read_exact(&mut head)).await.is_err() {
+            return false;
+        }
+        let len = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let mut payload = vec![0; len as usize];
+        within(socket.read_exact(&mut payload)).await.unwrap();
+        let [kind, flags] = [head[3], head[4]];
+        let of = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+        if kind == 7 {
+            return false;
+        }
+        // Fields that end the stream: the trailers.
+        if kind == 1 && flags & 1 != 0 && of == stream {
+            return true;
+        }
+    }
+}
+
+#[tokio::test]
+async fn clients_that_end_their_side_behind_the_answer_keep_their_connection() {
+    let rig = Rig::start().await;
+    let mut socket = rig.socket().await;
+    socket.set_nodelay(true).unwrap();
+    socket.write_all(&h2_start()).await.unwrap();
+    // More often than a connection is borne on which clients are at fault.
+    for number in 0..1_500_u32 {
+        let stream = 2 * number + 1;
+        let mut call = h2_frame(1, 4, stream, &h2_fields(RANGE));
+        let message = RangeRequest {
+            key: "k".into(),
+            ..RangeRequest::default()
+        };
+        call.extend(h2_frame(0, 0, stream, &framed(&message)));
+        socket.write_all(&call).await.unwrap();
+        assert!(read_answer(&mut socket, stream).await, "call {number}");
+        let end = h2_frame(0, 1, stream, &[]);
+        socket.write_all(&end).await.unwrap();
     }
     rig.end().await;
 }

@@ -7,29 +7,66 @@
 //! The database lives in a storage of its own, which knows pages; the file of its name holds a mark that
 //! says which one. A file without a mark was received from another member: opening it makes a storage
 //! of its bytes.
+//!
+//! A disk that is full ([`Disk::fill`]) has no room for what grows, writes a part of it and says so. On
+//! some, overwriting needs room too, and on some only the sync finds out.
+
+mod open;
 
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use keelson_bolt::{Db, MemStorage, Storage, View};
+use keelson_bolt::{Db, MemStorage, Options};
 use keelson_node::Env;
 use keelson_proto::ids::{LogIndex, Term};
 use keelson_store::{OpenOptions, Opened};
 use keelson_wal::{Access, File, Files, MemFiles};
 
+use crate::disk::open::{Engine, OpenFile};
 use crate::random::Random;
 
 /// What the file of a database begins with here, before the number of its storage.
 const MARK: &[u8] = b"keelson-sim database ";
 const FILE_MODE: u32 = 0o600;
 
+const SECTOR: u64 = 512;
+/// ENOSPC.
+const NO_SPACE: i32 = 28;
+
 #[derive(Default)]
 struct State {
     databases: Vec<MemStorage>,
     /// Changes until the power is gone.
     left: Option<u64>,
+    full: Option<Full>,
+    /// It had no room for something, in the present life of its member.
+    refused: bool,
+    /// What it had no room for was written and not synced, in the present life of its member.
+    unsynced: bool,
+}
+
+/// How a disk is full.
+struct Full {
+    /// Overwriting needs room, too.
+    writes: bool,
+    /// Only a sync may find out.
+    syncs: bool,
+    random: Random,
+}
+
+/// What a change needs room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Need {
+    /// A name.
+    Name,
+    /// A file that grows.
+    Growth,
+    /// Bytes in the place of others.
+    Overwrite,
+    /// What was written before.
+    Sync,
 }
 
 /// The disk. Clones are the same one.
@@ -75,6 +112,39 @@ impl Disk {
         self.state().left = None;
     }
 
+    /// It is full from now on.
+    pub(crate) fn fill(&self, writes: bool, syncs: bool, random: Random) {
+        self.state().full = Some(Full {
+            writes,
+            syncs,
+            random,
+        });
+    }
+
+    /// There is room again.
+    pub(crate) fn make_room(&self) {
+        self.state().full = None;
+    }
+
+    /// A member starts on it.
+    pub(crate) fn begin_life(&self) {
+        let mut state = self.state();
+        state.refused = false;
+        state.unsynced = false;
+    }
+
+    /// Whether it had no room for something since its member has started.
+    #[must_use]
+    pub(crate) fn has_refused(&self) -> bool {
+        self.state().refused
+    }
+
+    /// Whether a sync has failed since its member has started: what was written may be gone.
+    #[must_use]
+    pub(crate) fn has_failed_to_sync(&self) -> bool {
+        self.state().unsynced
+    }
+
     /// Whether the power has gone by [`Disk::cut_after`].
     #[must_use]
     pub(crate) fn is_cut(&self) -> bool {
@@ -90,8 +160,11 @@ impl Disk {
         let databases = databases
             .map(|it| it.crash(&mut || random.bits()))
             .collect();
+        drop(state);
+        let mut state = self.state();
         let state = State {
             databases,
+            full: state.full.take(),
             ..State::default()
         };
         Disk {
@@ -122,6 +195,41 @@ impl Disk {
         }
     }
 
+    /// Fails if there is no room for a change.
+    fn room(&self, need: Need) -> io::Result<()> {
+        let mut state = self.state();
+        let Some(full) = &mut state.full else {
+            return Ok(());
+        };
+        let refused = match need {
+            Need::Name => full.random.chance(500),
+            Need::Growth => !full.syncs || full.random.chance(500),
+            Need::Overwrite => full.writes,
+            Need::Sync => full.syncs && full.random.chance(500),
+        };
+        if !refused {
+            return Ok(());
+        }
+        state.refused = true;
+        state.unsynced |= need == Need::Sync;
+        Err(io::Error::from_raw_os_error(NO_SPACE))
+    }
+
+    /// How many of so many bytes still fit at an offset: up to the end of some sector, for room comes in
+    /// blocks.
+    fn fitting(&self, offset: u64, bytes: usize) -> usize {
+        let Some(full) = &mut self.state().full else {
+            return bytes;
+        };
+        let to_edge = usize::try_from(SECTOR - offset % SECTOR).expect("below a sector");
+        if to_edge > bytes {
+            return 0;
+        }
+        let whole = (bytes - to_edge) as u64 / SECTOR;
+        let more = full.random.below(whole + 1) * SECTOR;
+        to_edge + usize::try_from(more).expect("not more than there are")
+    }
+
     fn engine(&self, number: usize) -> Engine {
         Engine {
             storage: self.state().databases[number].clone(),
@@ -130,23 +238,22 @@ impl Disk {
     }
 
     /// Keeps a storage, and gives its number a file, durably and at once.
-    fn name(&self, path: &Path, storage: MemStorage) -> Result<usize, keelson_store::Error> {
+    fn name(&self, path: &Path, storage: MemStorage) -> io::Result<usize> {
+        self.room(Need::Growth)?;
+        self.change()?;
         let number = {
             let mut state = self.state();
             state.databases.push(storage);
             state.databases.len() - 1
         };
-        let write = || -> io::Result<()> {
-            self.change()?;
-            let making = path.with_added_extension("tmp.new");
-            let file = self.files.create(&making, FILE_MODE)?;
-            let mark = [MARK, number.to_string().as_bytes()].concat();
-            file.write_at(0, &mut [IoSlice::new(&mark)])?;
-            file.sync()?;
-            self.files.rename(&making, path)?;
-            self.files.sync_dir(path.parent().unwrap_or(Path::new("/")))
-        };
-        write().map_err(failed)?;
+        let making = path.with_added_extension("tmp.new");
+        let file = self.files.create(&making, FILE_MODE)?;
+        let mark = [MARK, number.to_string().as_bytes()].concat();
+        file.write_at(0, &mut [IoSlice::new(&mark)])?;
+        file.sync()?;
+        self.files.rename(&making, path)?;
+        self.files
+            .sync_dir(path.parent().unwrap_or(Path::new("/")))?;
         Ok(number)
     }
 
@@ -155,22 +262,7 @@ impl Disk {
         path: &Path,
         options: &OpenOptions,
     ) -> Result<Opened, keelson_store::Error> {
-        let number = if self.files.exists(path).map_err(failed)? {
-            let bytes = self.files.bytes(path).map_err(failed)?;
-            match marked(&bytes) {
-                Some(number) => number,
-                None => self.name(path, MemStorage::with_contents(&bytes))?,
-            }
-        } else {
-            let fresh = MemStorage::new();
-            drop(Db::open_storage(
-                Box::new(fresh.clone()),
-                options.bolt.clone(),
-            )?);
-            self.name(path, fresh)?
-        };
-        let db = Db::open_storage(Box::new(self.engine(number)), options.bolt.clone())?;
-        keelson_store::open_db(db, None, options)
+        keelson_store::open_on(Arc::new(self.clone()), path, options)
     }
 
     fn position(&self, path: &Path) -> Result<(LogIndex, Term), keelson_store::Error> {
@@ -201,13 +293,49 @@ fn marked(bytes: &[u8]) -> Option<usize> {
     std::str::from_utf8(number).ok()?.parse().ok()
 }
 
-fn failed(source: io::Error) -> keelson_store::Error {
-    let action = "simulated disk".to_owned();
-    keelson_store::Error::from(keelson_bolt::Error::Io { action, source })
+fn failed(source: io::Error) -> keelson_bolt::Error {
+    let action = "use the simulated disk".to_owned();
+    keelson_bolt::Error::Io { action, source }
+}
+
+impl keelson_store::Disk for Disk {
+    fn open(&self, path: &Path, options: Options) -> Result<Db, keelson_bolt::Error> {
+        let number = if self.files.exists(path).map_err(failed)? {
+            let bytes = self.files.bytes(path).map_err(failed)?;
+            match marked(&bytes) {
+                Some(number) => number,
+                None => self
+                    .name(path, MemStorage::with_contents(&bytes))
+                    .map_err(failed)?,
+            }
+        } else {
+            let fresh = MemStorage::new();
+            drop(Db::open_storage(Box::new(fresh.clone()), options.clone())?);
+            self.name(path, fresh).map_err(failed)?
+        };
+        Db::open_storage(Box::new(self.engine(number)), options)
+    }
+
+    fn exists(&self, path: &Path) -> io::Result<bool> {
+        Files::exists(self, path)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        Files::remove(self, path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        Files::rename(self, from, to)
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        Files::sync_dir(self, path)
+    }
 }
 
 impl Files for Disk {
     fn create(&self, path: &Path, mode: u32) -> io::Result<Box<dyn File>> {
+        self.room(Need::Name)?;
         self.change()?;
         Ok(self.wrap(self.files.create(path, mode)?))
     }
@@ -217,6 +345,7 @@ impl Files for Disk {
     }
 
     fn create_dir(&self, path: &Path) -> io::Result<()> {
+        self.room(Need::Name)?;
         self.change()?;
         self.files.create_dir(path)
     }
@@ -245,95 +374,8 @@ impl Files for Disk {
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.room(Need::Sync)?;
         self.change()?;
         self.files.sync_dir(path)
-    }
-}
-
-#[derive(Debug)]
-struct OpenFile {
-    file: Box<dyn File>,
-    disk: Disk,
-}
-
-impl File for OpenFile {
-    fn size(&self) -> io::Result<u64> {
-        self.file.size()
-    }
-
-    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        self.file.read_at(offset, buffer)
-    }
-
-    fn write_at(&self, offset: u64, slices: &mut [IoSlice<'_>]) -> io::Result<()> {
-        self.disk.change()?;
-        self.file.write_at(offset, slices)
-    }
-
-    fn allocate(&self, size: u64) -> io::Result<()> {
-        self.disk.change()?;
-        self.file.allocate(size)
-    }
-
-    fn truncate(&self, size: u64) -> io::Result<()> {
-        self.disk.change()?;
-        self.file.truncate(size)
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        self.disk.change()?;
-        self.file.sync()
-    }
-
-    fn try_lock(&self) -> io::Result<bool> {
-        self.file.try_lock()
-    }
-}
-
-/// The database's part of the disk.
-struct Engine {
-    storage: MemStorage,
-    disk: Disk,
-}
-
-impl Storage for Engine {
-    fn name(&self) -> String {
-        self.storage.name()
-    }
-
-    fn len(&self) -> io::Result<u64> {
-        self.storage.len()
-    }
-
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
-        self.storage.read_at(offset, buf)
-    }
-
-    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.disk.change()?;
-        self.storage.write_at(offset, data)
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.disk.change()?;
-        self.storage.set_len(len)
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        self.disk.change()?;
-        self.storage.sync_data()
-    }
-
-    fn sync_all(&self) -> io::Result<()> {
-        self.disk.change()?;
-        self.storage.sync_all()
-    }
-
-    fn view(&self, len: u64) -> io::Result<Arc<dyn View>> {
-        self.storage.view(len)
-    }
-
-    fn map_len(&self, len: u64) -> u64 {
-        self.storage.map_len(len)
     }
 }

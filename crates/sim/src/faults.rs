@@ -6,8 +6,9 @@ use keelson_proto::ids::MemberId;
 use keelson_store::member::Member;
 
 use crate::clock::{MILLI, Moment, SECOND};
+use crate::machine::says_full;
 use crate::net::Weather;
-use crate::place;
+use crate::place::{self, Told};
 use crate::plan::Fault;
 use crate::workload::OPERATOR;
 use crate::world::{Event, Failed, World};
@@ -28,7 +29,7 @@ impl World {
         if spot.running.is_some() || spot.gone {
             return Ok(());
         }
-        let started = spot.start(&self.clock, &self.net, &mut self.random);
+        let started = spot.start(&self.net, &mut self.random);
         self.trace.line(format_args!(
             "{} m{place} starts: {}",
             self.now,
@@ -41,6 +42,9 @@ impl World {
                 self.after(100 * MILLI, Event::Start(place));
                 return Ok(());
             }
+            if spot.disk.has_refused() {
+                return self.starts_later(place, &error);
+            }
             if matches!(error, keelson_node::Error::Removed { .. }) {
                 // It died between the entry that removes it and its own end.
                 spot.gone = true;
@@ -51,6 +55,7 @@ impl World {
         if let Some(running) = &self.places[place].running {
             self.safety.started(&running.stepped)?;
         }
+        self.stir();
         self.collect(place)
     }
 
@@ -122,6 +127,44 @@ impl World {
             }
             Fault::Add { learner } => self.add(learner)?,
             Fault::Promote => self.promote()?,
+            Fault::HoldLeader { pause, time } => self.hold_leader(pause, time),
+            Fault::Hold {
+                place,
+                incoming,
+                time,
+            } => {
+                let links = self.links_of(place % count, incoming);
+                self.stop_links(links, None, time);
+            }
+            Fault::FullDisk {
+                place,
+                writes,
+                syncs,
+                time,
+            } => {
+                let random = self.random.fork();
+                let time = time.min(self.plan.heal_at.saturating_sub(self.now));
+                self.places[place % count].disk.fill(writes, syncs, random);
+                self.after(time, Event::Room(place % count));
+            }
+            Fault::Defragment { place } => {
+                if let Some(running) = &self.places[place % count].running {
+                    let node = running.stepped.node();
+                    let _refused = node.order(Order::Defragment, Some(OPERATORS));
+                }
+                self.collect(place % count)?;
+            }
+            Fault::ClockRate { place, rate, time } => {
+                self.set_rate(place % count, rate);
+                let time = time.min(self.plan.heal_at.saturating_sub(self.now));
+                self.after(time, Event::Right(place % count));
+            }
+            Fault::ClockJump { place, by } => self.places[place % count].clock.jump(by),
+            Fault::ClockForgets { place, down } => {
+                self.places[place % count].forgets = true;
+                self.kill(place % count);
+                self.after(down, Event::Start(place % count));
+            }
             Fault::Remove { place } => self.remove(place % count)?,
         }
         Ok(())
@@ -142,12 +185,25 @@ impl World {
     fn stop(&mut self, place: usize, down: Moment) -> Result<(), Failed> {
         if let Some(running) = self.places[place].running.take() {
             self.net.set_running(self.places[place].id(), false);
+            let id = running.stepped.node().member_id();
             let stopped = running.stepped.stop();
+            // What it has applied at its end others may never tell of.
+            for told in running.desk.told() {
+                if let Told::Events(batch) = told {
+                    self.safety.events(id, &batch)?;
+                    self.look_at_leases(&batch)?;
+                }
+            }
             if self.places[place].disk.is_cut() {
                 self.power_off(place);
                 return Ok(());
             }
-            stopped.map_err(|error| format!("member {place} does not stop: {error}"))?;
+            if let Err(error) = stopped {
+                if !self.places[place].disk.has_refused() {
+                    return Err(format!("member {place} does not stop: {error}"));
+                }
+                says_full(place, &error.to_string())?;
+            }
             self.give_up_on(place);
             for (from, parcel) in self.net.take() {
                 drop((from, parcel));
@@ -214,7 +270,7 @@ impl World {
         }
         let number = self.places.len() + self.joining.len();
         let urls = place::peer_urls(number);
-        let member = Member::new(String::new(), urls, "", Some(self.seconds()), learner);
+        let member = Member::new(String::new(), urls, "", Some(self.time.seconds()), learner);
         let kind = if learner {
             ConfChangeKind::AddLearnerNode
         } else {
@@ -311,12 +367,14 @@ impl World {
             .line(format_args!("{} the faults stop", self.now));
         self.healed = true;
         self.weather = Weather::fair();
+        self.copies.clear();
         for place in 0..self.places.len() {
             let now = self.now;
             let spot = &mut self.places[place];
             spot.paused_until = spot.paused_until.min(now);
             spot.slow = (0, 0);
             spot.disk.spare();
+            spot.disk.make_room();
             self.start(place)?;
             self.arouse(place);
         }

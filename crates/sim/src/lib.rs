@@ -9,13 +9,16 @@
 mod client;
 mod clock;
 mod conclude;
+mod copies;
 mod disk;
 mod faults;
 pub mod history;
 pub mod linear;
+mod machine;
 mod net;
 mod place;
 pub mod plan;
+mod post;
 mod random;
 mod run;
 mod safety;

@@ -10,10 +10,11 @@ use keelson_sim::plan::Plan;
 use keelson_sim::{GENERATOR, run, run_twice, shrink};
 
 const USAGE: &str =
-    "usage: keelson-sim --seeds A..B [--jobs N] [--once] [--first] [--shown] [--shrink]
+    "usage: keelson-sim --seeds A..B [--jobs N] [--every N] [--once] [--first] [--shown] [--shrink]
 
   --seeds A..B   the seeds from A on, B left out
   --jobs N       so many at once (2)
+  --every N      say how far it is after so many seeds (500)
   --once         run each seed once, and not twice to compare
   --first        end at the first seed that fails
   --shown        print everything that happens
@@ -22,6 +23,7 @@ const USAGE: &str =
 struct Options {
     seeds: Range<u64>,
     jobs: usize,
+    every: u64,
     once: bool,
     first: bool,
     shown: bool,
@@ -32,6 +34,7 @@ fn options(mut words: impl Iterator<Item = String>) -> Option<Options> {
     let mut options = Options {
         seeds: 0..0,
         jobs: 2,
+        every: 500,
         once: false,
         first: false,
         shown: false,
@@ -45,6 +48,7 @@ fn options(mut words: impl Iterator<Item = String>) -> Option<Options> {
                 options.seeds = from.parse().ok()?..to.parse().ok()?;
             }
             "--jobs" => options.jobs = words.next()?.parse().ok()?,
+            "--every" => options.every = words.next()?.parse().ok()?,
             "--once" => options.once = true,
             "--first" => options.first = true,
             "--shown" => options.shown = true,
@@ -86,6 +90,7 @@ fn main() -> ExitCode {
 
 fn run_all(options: &Options) -> Vec<(u64, String)> {
     let next = AtomicU64::new(options.seeds.start);
+    let done = AtomicU64::new(0);
     let failed = Mutex::new(Vec::new());
     let work = || {
         loop {
@@ -99,6 +104,11 @@ fn run_all(options: &Options) -> Vec<(u64, String)> {
                 if options.first {
                     next.store(options.seeds.end, Ordering::Relaxed);
                 }
+            }
+            let count = done.fetch_add(1, Ordering::Relaxed) + 1;
+            if count.is_multiple_of(options.every.max(1)) {
+                let failed = failed.lock().expect("nobody panics here").len();
+                println!("{count} seeds have run, {failed} failed");
             }
         }
     };

@@ -1,16 +1,17 @@
-//! The network between members: it drops, delays, duplicates and reorders messages, and cuts links one
-//! way at a time.
+//! The network between members: it drops, delays, duplicates and reorders messages, cuts and stops links
+//! one way at a time, and keeps copies of what it has carried.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use keelson_node::corrupt::PeerAnswer;
 use keelson_node::{OutgoingSnapshot, Peers, Release};
 use keelson_proto::ids::MemberId;
 use keelson_proto::message::{Message, MessageKind};
 use semver::Version;
 
-use crate::clock::{MILLI, Moment};
+use crate::clock::{MILLI, Moment, SECOND};
 use crate::random::Random;
 
 /// How links behave.
@@ -26,6 +27,8 @@ pub struct Weather {
     pub delay: Moment,
     /// The delay of those that are held up, at most.
     pub long_delay: Moment,
+    /// Messages of which a copy is kept that comes at some worse time, of a thousand.
+    pub kept: u64,
 }
 
 impl Weather {
@@ -38,6 +41,7 @@ impl Weather {
             held_up: 0,
             delay: 2 * MILLI,
             long_delay: 2 * MILLI,
+            kept: 0,
         }
     }
 
@@ -47,12 +51,15 @@ impl Weather {
             return Weather::fair();
         }
         let lost = [0, 10, 50, 200];
+        let kept = [0, 20, 60, 200];
+        let longest = [800 * MILLI, 800 * MILLI, 6 * SECOND][random.index(3)];
         Weather {
             lost: lost[random.index(lost.len())],
             doubled: random.below(60),
             held_up: random.below(100),
             delay: random.between(MILLI, 20 * MILLI),
-            long_delay: random.between(20 * MILLI, 800 * MILLI),
+            long_delay: random.between(20 * MILLI, longest),
+            kept: kept[random.index(kept.len())],
         }
     }
 
@@ -65,15 +72,18 @@ impl Weather {
         let doubled = random.chance(self.doubled) && kind != MessageKind::Prop;
         let copies = if doubled { 2 } else { 1 };
         (0..copies)
-            .map(|_| {
-                let most = if random.chance(self.held_up) {
-                    self.long_delay
-                } else {
-                    self.delay
-                };
-                random.between(MILLI / 10, most)
-            })
+            .map(|_| self.delay(self.delay, random))
             .collect()
+    }
+
+    /// How long something takes that usually takes so long at most.
+    pub(crate) fn delay(&self, usual: Moment, random: &mut Random) -> Moment {
+        let most = if random.chance(self.held_up) {
+            self.long_delay.max(usual)
+        } else {
+            usual
+        };
+        random.between(MILLI / 10, most)
     }
 }
 
@@ -84,12 +94,50 @@ pub(crate) enum Parcel {
     Message(Message),
     /// A snapshot with its file.
     Snapshot(OutgoingSnapshot),
+    /// A snapshot that came once, or whose sender thinks that it never did.
+    Copy(Message, Arc<[u8]>),
+    /// A question for the hash of a member's history.
+    Ask(Question),
+    /// The answer.
+    Hash(Question, PeerAnswer),
+}
+
+/// What a corruption check asks another member.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Question {
+    pub(crate) from: MemberId,
+    /// The life of the asking member: another one knows nothing of it.
+    pub(crate) life: u64,
+    pub(crate) to: MemberId,
+    pub(crate) revision: i64,
+    pub(crate) round: u64,
+}
+
+impl Parcel {
+    /// From whom it is, and to whom.
+    pub(crate) fn route(&self) -> (MemberId, MemberId) {
+        match self {
+            Parcel::Message(message) | Parcel::Copy(message, _) => (message.from, message.to),
+            Parcel::Snapshot(snapshot) => (snapshot.message().from, snapshot.message().to),
+            Parcel::Ask(question) => (question.from, question.to),
+            Parcel::Hash(question, _) => (question.to, question.from),
+        }
+    }
+
+    /// Nobody will take it.
+    pub(crate) fn lose(self) {
+        if let Parcel::Snapshot(snapshot) = self {
+            snapshot.finish(false);
+        }
+    }
 }
 
 #[derive(Debug, Default)]
 struct State {
     /// From whom to whom nothing passes, and how many reasons there are.
     cut: BTreeMap<(MemberId, MemberId), u32>,
+    /// From whom to whom nothing passes for now and everything later, and how many reasons there are.
+    held: BTreeMap<(MemberId, MemberId), u32>,
     running: BTreeSet<MemberId>,
     /// What members have sent since it was last taken.
     sent: Vec<(MemberId, Parcel)>,
@@ -108,10 +156,11 @@ impl Net {
 
     /// The way of one member to the others.
     #[must_use]
-    pub(crate) fn wire(&self, own: Arc<Mutex<MemberId>>) -> Arc<Wire> {
+    pub(crate) fn wire(&self, own: Arc<Mutex<MemberId>>, life: u64) -> Arc<Wire> {
         Arc::new(Wire {
             net: self.clone(),
             own,
+            life,
         })
     }
 
@@ -141,6 +190,28 @@ impl Net {
         }
     }
 
+    /// Stops a direction of a link; each time needs its own [`Net::release`].
+    pub(crate) fn hold(&self, from: MemberId, to: MemberId) {
+        *self.state().held.entry((from, to)).or_default() += 1;
+    }
+
+    /// Takes a hold back.
+    pub(crate) fn release(&self, from: MemberId, to: MemberId) {
+        let mut state = self.state();
+        if let Some(reasons) = state.held.get_mut(&(from, to)) {
+            *reasons -= 1;
+            if *reasons == 0 {
+                state.held.remove(&(from, to));
+            }
+        }
+    }
+
+    /// Whether a direction of a link is stopped.
+    #[must_use]
+    pub(crate) fn is_held(&self, from: MemberId, to: MemberId) -> bool {
+        self.state().held.contains_key(&(from, to))
+    }
+
     /// Whether messages pass.
     #[must_use]
     pub(crate) fn passes(&self, from: MemberId, to: MemberId) -> bool {
@@ -160,6 +231,7 @@ pub(crate) struct Wire {
     net: Net,
     /// Known once the member has started.
     own: Arc<Mutex<MemberId>>,
+    life: u64,
 }
 
 impl Wire {
@@ -210,5 +282,17 @@ impl Peers for Wire {
         } else {
             Release::Unreachable
         }
+    }
+
+    fn ask_hash(&self, member: MemberId, revision: i64, round: u64) {
+        let question = Question {
+            from: self.own(),
+            life: self.life,
+            to: member,
+            revision,
+            round,
+        };
+        let mut state = self.net.state();
+        state.sent.push((question.from, Parcel::Ask(question)));
     }
 }

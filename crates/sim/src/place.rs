@@ -9,7 +9,7 @@ use keelson_proto::ids::MemberId;
 use keelson_store::EventRange;
 use keelson_store::watch::Shard;
 
-use crate::clock::{Moment, SimClock};
+use crate::clock::{MemberClock, Moment, WorldTime};
 use crate::disk::Disk;
 use crate::net::Net;
 use crate::random::Random;
@@ -27,6 +27,8 @@ pub(crate) struct Desk {
     replies: Mutex<Vec<(Ticket, Reply)>>,
     told: Mutex<Vec<Told>>,
     removed: AtomicBool,
+    /// Why the member cannot go on, as it has said.
+    failed: Mutex<String>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -40,6 +42,10 @@ impl Desk {
 
     pub(crate) fn told(&self) -> Vec<Told> {
         std::mem::take(&mut lock(&self.told))
+    }
+
+    pub(crate) fn failure(&self) -> String {
+        lock(&self.failed).clone()
     }
 
     pub(crate) fn is_removed(&self) -> bool {
@@ -89,6 +95,9 @@ pub(crate) fn number(part: Part) -> usize {
 /// A member's machine.
 pub(crate) struct Place {
     pub(crate) config: Config,
+    pub(crate) clock: MemberClock,
+    /// Its time of day does not outlive the next start.
+    pub(crate) forgets: bool,
     pub(crate) disk: Disk,
     pub(crate) own: Arc<Mutex<MemberId>>,
     pub(crate) running: Option<Running>,
@@ -105,9 +114,11 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    pub(crate) fn new(config: Config) -> Place {
+    pub(crate) fn new(config: Config, time: &WorldTime) -> Place {
         Place {
             config,
+            clock: MemberClock::new(time.clone()),
+            forgets: false,
             disk: Disk::new(),
             own: Arc::new(Mutex::new(MemberId::NONE)),
             running: None,
@@ -124,20 +135,20 @@ impl Place {
         *lock(&self.own)
     }
 
-    pub(crate) fn start(
-        &mut self,
-        clock: &SimClock,
-        net: &Net,
-        random: &mut Random,
-    ) -> Result<(), Error> {
+    pub(crate) fn start(&mut self, net: &Net, random: &mut Random) -> Result<(), Error> {
         self.lives += 1;
+        if std::mem::take(&mut self.forgets) {
+            self.clock.forget();
+        }
+        self.clock.start();
+        self.disk.begin_life();
         let desk = Arc::new(Desk::default());
-        let removed = desk.clone();
+        let (removed, failed) = (desk.clone(), desk.clone());
         let draws = Mutex::new(random.fork());
         let mut env = Env {
-            clock: Arc::new(clock.clone()),
+            clock: Arc::new(self.clock.clone()),
             random: Arc::new(move || lock(&draws).bits()),
-            failed: Arc::new(|_| {}),
+            failed: Arc::new(move |reason| lock(&failed.failed).push_str(reason)),
             removed: Arc::new(move || removed.removed.store(true, Ordering::SeqCst)),
             ..Env::real()
         };
@@ -147,7 +158,7 @@ impl Place {
             env,
             desk.clone(),
             desk.clone(),
-            net.wire(self.own.clone()),
+            net.wire(self.own.clone(), self.lives),
         )?;
         let id = stepped.node().member_id();
         *lock(&self.own) = id;

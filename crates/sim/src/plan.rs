@@ -107,6 +107,61 @@ pub enum Fault {
         /// Which member.
         place: usize,
     },
+    /// What the leader sends stays on its way until somebody else leads, and comes then.
+    HoldLeader {
+        /// Whether it does nothing meanwhile.
+        pause: bool,
+        /// How long, at most.
+        time: Moment,
+    },
+    /// What a member sends, or is sent, stays on its way, and comes at once then.
+    Hold {
+        /// Which member.
+        place: usize,
+        /// Whether it is what it is sent.
+        incoming: bool,
+        /// How long.
+        time: Moment,
+    },
+    /// A member's disk is full.
+    FullDisk {
+        /// Which member.
+        place: usize,
+        /// Whether overwriting needs room, too.
+        writes: bool,
+        /// Whether it is only a sync that finds out, at times.
+        syncs: bool,
+        /// How long.
+        time: Moment,
+    },
+    /// The file of a member is rewritten without its free pages.
+    Defragment {
+        /// Which member.
+        place: usize,
+    },
+    /// A member's clock runs fast or slow.
+    ClockRate {
+        /// Which member.
+        place: usize,
+        /// Its speed, per mille of what it should be.
+        rate: u64,
+        /// How long.
+        time: Moment,
+    },
+    /// A member's time of day jumps.
+    ClockJump {
+        /// Which member.
+        place: usize,
+        /// By how much, in microseconds.
+        by: i64,
+    },
+    /// A member's machine starts again with the time of day of its last start.
+    ClockForgets {
+        /// Which member.
+        place: usize,
+        /// How long it stays away.
+        down: Moment,
+    },
 }
 
 /// A plan.
@@ -130,6 +185,10 @@ pub struct Plan {
     pub segment_bytes: u64,
     /// Whether candidates ask before they raise the term.
     pub pre_vote: bool,
+    /// Whether what comes to a member that is asleep waits until it wakes.
+    pub buffers: bool,
+    /// How often a leader compares the members' states, if it does.
+    pub checks: Option<Moment>,
     /// How links behave at first.
     pub weather: Weather,
     /// What a sync takes, at most.
@@ -141,7 +200,9 @@ pub struct Plan {
 }
 
 /// Faults of one plan, at most.
-const FAULTS_MAX: u64 = 14;
+const FAULTS_MAX: u64 = 16;
+/// The speeds of clocks, per mille.
+const RATES: (u64, u64) = (600, 1_600);
 
 impl Plan {
     /// The plan of a seed.
@@ -160,6 +221,8 @@ impl Plan {
             snapshot_count: [None, Some(5), Some(20), Some(60)][random.index(4)],
             segment_bytes: random.between(4, 32) << 10,
             pre_vote: !random.chance(200),
+            buffers: random.chance(750),
+            checks: [None, None, Some(1_700 * MILLI)][random.index(3)],
             weather: Weather::draw(&mut random),
             sync: [MILLI, 4 * MILLI, 30 * MILLI][random.index(3)],
             faults: Vec::new(),
@@ -181,7 +244,7 @@ impl Plan {
     }
 }
 
-const FAULT_KINDS: u64 = 20;
+const FAULT_KINDS: u64 = 30;
 
 fn draw(kind: u64, random: &mut Random) -> Fault {
     let place = random.index(16);
@@ -228,8 +291,49 @@ fn draw(kind: u64, random: &mut Random) -> Fault {
             place,
             time: time.max(2 * SECOND),
         },
-        _ => Fault::Promote,
+        19 => Fault::Promote,
+        _ => draw_more(kind, place, (time, down), random),
     }
+}
+
+/// Stale messages, and what is wrong with a machine.
+fn draw_more(kind: u64, place: usize, times: (Moment, Moment), random: &mut Random) -> Fault {
+    let (time, down) = times;
+    match kind {
+        20 | 21 => Fault::HoldLeader {
+            pause: random.chance(500),
+            time: time.max(2 * SECOND),
+        },
+        22 => Fault::Hold {
+            place,
+            incoming: random.chance(500),
+            time,
+        },
+        23 | 24 => Fault::FullDisk {
+            place,
+            writes: random.chance(300),
+            syncs: random.chance(300),
+            time,
+        },
+        25 | 26 => Fault::Defragment { place },
+        27 => Fault::ClockRate {
+            place,
+            rate: random.between(RATES.0, RATES.1),
+            time: 2 * time,
+        },
+        28 => Fault::ClockJump {
+            place,
+            by: jump(random),
+        },
+        _ => Fault::ClockForgets { place, down },
+    }
+}
+
+/// How much a clock jumps: a little, or by hours, forth or back.
+fn jump(random: &mut Random) -> i64 {
+    let most = [SECOND, 10 * SECOND, 20_000 * SECOND][random.index(3)];
+    let by = i64::try_from(random.between(1, most)).expect("a few hours");
+    if random.chance(600) { -by } else { by }
 }
 
 #[cfg(test)]
@@ -246,6 +350,6 @@ mod tests {
             let names = plan.faults.iter().map(|(_, fault)| format!("{fault:?}"));
             kinds.extend(names.map(|name| name.split([' ', '(']).next().unwrap().to_owned()));
         }
-        assert_eq!(kinds.len(), 16, "{kinds:?}");
+        assert_eq!(kinds.len(), 23, "{kinds:?}");
     }
 }

@@ -1,8 +1,8 @@
 //! Numbers from a seed, the same for ever: a saved seed must mean the same run on every machine and
 //! after every update.
 
-/// Changes whenever the same seed would give other numbers.
-pub const GENERATOR: u32 = 1;
+/// Changes whenever the same seed would give other numbers, or the same numbers another plan.
+pub const GENERATOR: u32 = 2;
 
 /// splitmix64.
 #[derive(Clone, Debug)]

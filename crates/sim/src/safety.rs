@@ -7,7 +7,7 @@
 //! - commit, apply, term and revision of a running member never go back; a member that has started
 //!   again has not forgotten the term of what it had sent;
 //! - a revision is the same bytes on all members, and revisions are dense;
-//! - HashKV is equal wherever revision and compaction are.
+//! - HashKV is equal wherever revision and compaction are, and no corruption check says otherwise.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -15,6 +15,7 @@ use std::fmt::Write as _;
 use keelson_node::Stepped;
 use keelson_proto::ids::{LogIndex, MemberId, Term};
 use keelson_proto::message::{Message, MessageKind};
+use keelson_proto::rpc::etcdserverpb::AlarmType;
 use keelson_proto::rpc::mvccpb::KeyValue;
 use keelson_raft::Storage as _;
 use keelson_store::hash::hash_kv;
@@ -99,7 +100,8 @@ impl Safety {
         // Others may be sent before the own disk has the term: nothing hangs on them.
         if !matches!(
             message.kind,
-            MessageKind::VoteResp
+            MessageKind::Vote
+                | MessageKind::VoteResp
                 | MessageKind::AppResp
                 | MessageKind::App
                 | MessageKind::Heartbeat
@@ -262,6 +264,22 @@ impl Safety {
     /// A member's state went on to this revision by a snapshot.
     pub(crate) fn restored(&mut self, id: MemberId, revision: i64) {
         self.seen.entry(id).or_default().events = revision;
+    }
+
+    /// No member's state was ever damaged, so no check may say so.
+    ///
+    /// # Errors
+    ///
+    /// One has.
+    pub(crate) fn alarms(&self, stepped: &Stepped) -> Result<(), Broken> {
+        let node = stepped.node();
+        let corrupt = node.shared().alarms().is_active(AlarmType::Corrupt);
+        check(!corrupt, || {
+            format!(
+                "member {} is told of a damage that is none",
+                node.member_id()
+            )
+        })
     }
 
     /// Compares the hash of a member's state with what others had.

@@ -3,16 +3,17 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use keelson_node::{Clock as _, Part, Turn};
-use keelson_proto::ids::MemberId;
-use keelson_proto::message::Message;
+use keelson_node::{Part, Reply, Turn};
+use keelson_proto::ids::{MemberId, Term};
 
 use crate::client::{Client, Lease};
-use crate::clock::{MILLI, Moment, SECOND, SimClock, moment};
+use crate::clock::{MILLI, Moment, SECOND, TRUE_RATE, WorldTime};
+use crate::copies::Copies;
 use crate::history::Operation;
 use crate::net::{Net, Parcel, Weather};
 use crate::place::{self, Place, Told};
 use crate::plan::Plan;
+use crate::post::Stoppage;
 use crate::random::Random;
 use crate::safety::Safety;
 use crate::trace::Trace;
@@ -22,6 +23,8 @@ use crate::watcher::Watching;
 const HASHES_EVERY: Moment = 900 * MILLI;
 /// How often the operator looks whether a member that was to be added was.
 const OPERATOR_EVERY: Moment = 300 * MILLI;
+/// How often copies come that were kept, though nothing has changed.
+const STIR_EVERY: Moment = 2 * SECOND;
 /// The most events of one run: more is a run that goes nowhere.
 const EVENTS_MAX: u64 = 3_000_000;
 
@@ -35,6 +38,14 @@ pub(crate) enum Event {
     Turn { place: usize, life: u64, part: Part },
     /// Something arrives.
     Deliver(Box<Parcel>),
+    /// A process that was asleep reads what has arrived.
+    Read {
+        place: usize,
+        life: u64,
+        parcel: Box<Parcel>,
+    },
+    /// Links that were stopped go on.
+    Flow(usize),
     /// A client looks for something to do.
     Client(usize),
     /// A client waits no longer.
@@ -51,6 +62,12 @@ pub(crate) enum Event {
     Again(usize),
     /// A member starts.
     Start(usize),
+    /// A disk has room again.
+    Room(usize),
+    /// A clock is right again.
+    Right(usize),
+    /// Copies come that were kept.
+    Stir,
     /// The states of members are compared.
     Hashes,
     /// The operator looks after additions.
@@ -64,12 +81,18 @@ pub(crate) struct World {
     pub(crate) plan: Plan,
     pub(crate) random: Random,
     pub(crate) now: Moment,
-    pub(crate) clock: SimClock,
+    pub(crate) time: WorldTime,
     queue: BTreeMap<(Moment, u64), Event>,
     sequence: u64,
     pub(crate) trace: Trace,
     pub(crate) net: Net,
     pub(crate) weather: Weather,
+    pub(crate) copies: Copies,
+    pub(crate) stoppages: Vec<Stoppage>,
+    /// The last term in which somebody was seen to lead.
+    led: Term,
+    /// The rate of the fastest clock so far, per mille.
+    pub(crate) fastest: u64,
     pub(crate) places: Vec<Place>,
     pub(crate) clients: Vec<Client>,
     /// All requests, those left out that were refused.
@@ -95,12 +118,16 @@ impl World {
             random: random.fork(),
             plan: plan.clone(),
             now: 0,
-            clock: SimClock::default(),
+            time: WorldTime::default(),
             queue: BTreeMap::new(),
             sequence: 0,
             trace,
             net: Net::default(),
             weather: plan.weather,
+            copies: Copies::default(),
+            stoppages: Vec::new(),
+            led: Term(0),
+            fastest: TRUE_RATE,
             places: Vec::new(),
             clients: Vec::new(),
             operations: Vec::new(),
@@ -141,6 +168,7 @@ impl World {
         }
         self.after(HASHES_EVERY, Event::Hashes);
         self.after(OPERATOR_EVERY, Event::Operator);
+        self.after(STIR_EVERY, Event::Stir);
         self.after(self.plan.heal_at, Event::Heal);
         Ok(())
     }
@@ -153,7 +181,9 @@ impl World {
         config.max_snapshots = 2;
         config.max_wals = 2;
         config.reader_patience = Duration::from_secs(2);
-        self.places.push(Place::new(config));
+        config.corrupt_check = self.plan.checks.map(Duration::from_micros);
+        config.compact_hash_check = config.corrupt_check.map(|every| every / 2);
+        self.places.push(Place::new(config, &self.time));
     }
 
     /// Has something happen so much later.
@@ -171,7 +201,7 @@ impl World {
                 return Err(format!("{EVENTS_MAX} events, and no end"));
             }
             self.now = at;
-            self.clock.set(at);
+            self.time.set(at);
             self.carry_out(event)
                 .map_err(|failed| format!("at {} us: {failed}", self.now))?;
             if self.healed && self.is_settled()? {
@@ -184,7 +214,16 @@ impl World {
     fn carry_out(&mut self, event: Event) -> Result<(), Failed> {
         match event {
             Event::Turn { place, life, part } => self.turn(place, life, part),
-            Event::Deliver(parcel) => self.deliver(*parcel),
+            Event::Deliver(parcel) => self.arrive(*parcel),
+            Event::Read {
+                place,
+                life,
+                parcel,
+            } => self.read_on(place, life, *parcel),
+            Event::Flow(number) => {
+                self.flow(number);
+                Ok(())
+            }
             Event::Client(client) => self.client(client),
             Event::Late { client, generation } => {
                 self.late(client, generation);
@@ -207,6 +246,19 @@ impl World {
                 Ok(())
             }
             Event::Start(place) => self.start(place),
+            Event::Room(place) => {
+                self.places[place].disk.make_room();
+                Ok(())
+            }
+            Event::Right(place) => {
+                self.set_rate(place, TRUE_RATE);
+                Ok(())
+            }
+            Event::Stir => {
+                self.after(STIR_EVERY, Event::Stir);
+                self.stir();
+                Ok(())
+            }
             Event::Hashes => {
                 self.after(HASHES_EVERY, Event::Hashes);
                 self.compare_hashes()
@@ -240,10 +292,10 @@ impl World {
         let turn = running.stepped.turn(part);
         self.trace
             .line(format_args!("{now} m{place} {part:?} {}", said(&turn)));
-        if let Err(error) = &turn
+        if let Err(error) = turn
             && !spot.disk.is_cut()
         {
-            return Err(format!("member {place} cannot go on: {error}"));
+            return self.gives_up(place, &error);
         }
         self.collect(place)
     }
@@ -275,10 +327,18 @@ impl World {
             }
         }
         for (ticket, reply) in replies {
+            if let Reply::Failed(error) = &reply {
+                self.failed(place, error)?;
+            }
             self.answer(place, ticket, &reply);
         }
         if let Some(running) = &self.places[place].running {
             self.safety.look(&running.stepped)?;
+            let view = running.stepped.core().view();
+            if view.leads && view.term > self.led {
+                self.led = view.term;
+                self.is_led_anew(view.term);
+            }
         }
         if removed {
             self.places[place].gone = true;
@@ -300,7 +360,7 @@ impl World {
             return;
         };
         for part in Part::ALL {
-            let next = running.stepped.next(part).map(moment);
+            let next = running.stepped.next(part).map(|own| spot.clock.moment(own));
             let mail = running.stepped.has_mail(part);
             let due = next.is_some_and(|at| at <= now);
             let at = if mail || due {
@@ -328,72 +388,6 @@ impl World {
         }
     }
 
-    fn send(&mut self, from: MemberId, parcel: Parcel) -> Result<(), Failed> {
-        match parcel {
-            Parcel::Message(message) => {
-                self.safety.sent(&message)?;
-                if !self.net.passes(from, message.to) {
-                    return Ok(());
-                }
-                for delay in self.weather.fate(message.kind, &mut self.random) {
-                    let copy = Parcel::Message(message.clone());
-                    self.after(delay, Event::Deliver(Box::new(copy)));
-                }
-            }
-            Parcel::Snapshot(_) => {
-                let delay = self.random.between(MILLI, 10 * self.weather.delay);
-                self.after(delay, Event::Deliver(Box::new(parcel)));
-            }
-        }
-        Ok(())
-    }
-
-    fn deliver(&mut self, parcel: Parcel) -> Result<(), Failed> {
-        let (from, to) = match &parcel {
-            Parcel::Message(message) => (message.from, message.to),
-            Parcel::Snapshot(snapshot) => (snapshot.message().from, snapshot.message().to),
-        };
-        let passes = self.net.passes(from, to);
-        let now = self.now;
-        let target = self
-            .places
-            .iter()
-            .position(|it| it.id() == to && it.running.is_some());
-        let Some(place) = target.filter(|place| passes && self.places[*place].paused_until <= now)
-        else {
-            if let Parcel::Snapshot(snapshot) = parcel {
-                snapshot.finish(false);
-            }
-            return Ok(());
-        };
-        let Some(running) = &self.places[place].running else {
-            return Ok(());
-        };
-        let node = running.stepped.node();
-        match parcel {
-            Parcel::Message(message) => {
-                describe(&mut self.trace, now, &message);
-                // What a member refuses is lost, as on a socket.
-                let _refused = node.step(message);
-            }
-            Parcel::Snapshot(snapshot) => {
-                let message = snapshot.message().clone();
-                let taken = node.receive_snapshot(message, &mut snapshot.reader());
-                let index = snapshot.index();
-                self.trace.line(format_args!(
-                    "{now} snapshot {index} {from} to {to} {}",
-                    taken.is_ok()
-                ));
-                snapshot.finish(taken.is_ok());
-                let sender = self.places.iter().position(|it| it.id() == from);
-                if let Some(sender) = sender {
-                    self.arouse(sender);
-                }
-            }
-        }
-        self.collect(place)
-    }
-
     fn compare_hashes(&mut self) -> Result<(), Failed> {
         let running = self.places.iter().filter_map(|it| it.running.as_ref());
         let revisions = running
@@ -404,6 +398,7 @@ impl World {
         };
         for running in running {
             self.safety.hash(&running.stepped, revision)?;
+            self.safety.alarms(&running.stepped)?;
         }
         self.trace
             .line(format_args!("{} hashes at {revision}", self.now));
@@ -440,11 +435,6 @@ impl World {
             .collect();
         (!able.is_empty()).then(|| able[self.random.index(able.len())])
     }
-
-    /// The member's time.
-    pub(crate) fn seconds(&self) -> i64 {
-        i64::try_from(self.clock.wall().as_secs()).expect("a time of our days")
-    }
 }
 
 /// How long it takes until a part takes its mail.
@@ -466,19 +456,4 @@ fn said(turn: &Result<Turn, keelson_node::Error>) -> &'static str {
         Ok(Turn::Blocked) => "blocked",
         Err(_) => "ended",
     }
-}
-
-fn describe(trace: &mut Trace, now: Moment, message: &Message) {
-    trace.line(format_args!(
-        "{now} {:?} {} to {} term {} index {} of {} commit {} entries {} reject {}",
-        message.kind,
-        message.from,
-        message.to,
-        message.term,
-        message.index,
-        message.log_term,
-        message.commit,
-        message.entries.len(),
-        message.reject,
-    ));
 }

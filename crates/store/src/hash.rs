@@ -70,11 +70,6 @@ impl<K: Fn(&Row<'_>) -> bool> Hasher<K> {
     }
 }
 
-/// etcd asks its keep set only if it is not empty.
-pub(crate) fn kept_by(keep: &KeepSet) -> impl Fn(&Row<'_>) -> bool + '_ {
-    move |row| keep.is_empty() || keep.contains(row.revision)
-}
-
 /// Hashes the history up to `revision`, 0 for the current one. Reads the whole file: to be called
 /// where waiting for a disk hurts nobody.
 ///
@@ -108,13 +103,28 @@ pub fn hash_kv(shared: &Arc<Shared>, revision: i64) -> Result<HashKv, PlanError>
         return Err(ApiError::Compacted.into());
     }
     let revision = if revision == 0 { current } else { revision };
-    let keep = shared.index().keep(revision);
-    let mut hasher = Hasher::new(compact_revision, revision, kept_by(&keep));
+    let keep = counted(shared, revision, compact_revision);
+    let kept = |row: &Row<'_>| keep.contains(row.revision);
+    let mut hasher = Hasher::new(compact_revision, revision, kept);
     shared.view().walk(0, revision, |row| {
         hasher.row(&row);
         ControlFlow::Continue(())
     })?;
     Ok(hasher.finish())
+}
+
+/// Which revisions at or below the compact revision count in a hash.
+///
+/// Where nothing is alive at `revision`, etcd counts the rows that are there, whichever those are while a
+/// compaction removes them: two members that differ in nothing else seem to differ then. This counts
+/// those that stay at the end.
+fn counted(shared: &Shared, revision: i64, compact_revision: i64) -> KeepSet {
+    let keep = shared.index().keep(revision);
+    if keep.is_empty() {
+        shared.index().keep_of_compaction(compact_revision)
+    } else {
+        keep
+    }
 }
 
 /// Hashes the whole file bucket by bucket, but for the rows that differ between members for no

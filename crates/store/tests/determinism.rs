@@ -6,6 +6,7 @@ mod rig;
 mod script;
 
 use keelson_proto::entry::Entry;
+use keelson_proto::rpc::etcdserverpb::{DeleteRangeRequest, InternalRaftRequest};
 use keelson_store::hash::{self, HashKv};
 use keelson_store::{Answer, Effect};
 use rig::Rig;
@@ -74,4 +75,26 @@ fn the_same_entries_make_the_same_bytes() {
             assert_eq!(first, again, "seed {seed}");
         }
     }
+}
+
+#[test]
+fn a_hash_does_not_depend_on_how_far_a_compaction_has_come() {
+    let mut rig = Rig::new();
+    for (key, value) in [("a", b"1"), ("a", b"2"), ("b", b"1")] {
+        rig.put(key, value);
+    }
+    let everything = DeleteRangeRequest {
+        key: vec![0].into(),
+        range_end: vec![0].into(),
+        ..Default::default()
+    };
+    rig.outcome(&InternalRaftRequest {
+        delete_range: Some(everything),
+        ..Default::default()
+    });
+    assert!(rig.compact(4));
+    let before = hash::hash_kv(rig.store.shared(), 0).unwrap();
+    rig.finish_compactions();
+    let after = hash::hash_kv(rig.store.shared(), 0).unwrap();
+    assert_eq!(before, after, "nothing is alive, and one row stays");
 }

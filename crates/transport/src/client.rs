@@ -36,7 +36,7 @@ pub enum ClientError {
         text: String,
     },
     /// Failed: it was not reached, or broke off.
-    #[error("{url}: {source}")]
+    #[error("{url}: {}", dial::root_cause(.source))]
     Io {
         /// Where.
         url: String,

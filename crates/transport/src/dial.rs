@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 use crate::body::Body;
-use crate::tls::Tls;
+use crate::tls::{Tls, words};
 use crate::url::PeerUrl;
 
 /// How long a TCP connection is idle before the kernel asks whether the other end is still there.
@@ -309,13 +309,33 @@ pub(crate) async fn read_answer(
     Ok(read.freeze())
 }
 
-/// The error that says most: the one at the bottom, without what each layer says of the next.
+/// The error that says most: the one at the bottom, without what each layer says of the next. One of
+/// TLS is told as Go does.
 pub(crate) fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
     let mut cause = error;
-    while let Some(source) = cause.source() {
-        cause = source;
+    loop {
+        if let Some(text) = words::of(cause) {
+            return text;
+        }
+        match inner(cause) {
+            Some(source) => cause = source,
+            None => return cause.to_string(),
+        }
     }
-    cause.to_string()
+}
+
+/// What an error is about.
+fn inner<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> Option<&'a (dyn std::error::Error + 'static)> {
+    // An error of IO passes over what it holds.
+    let held = error
+        .downcast_ref::<io::Error>()
+        .and_then(io::Error::get_ref);
+    match held {
+        Some(held) => Some(held),
+        None => error.source(),
+    }
 }
 
 /// Waits until a connection can take a request.

@@ -108,7 +108,7 @@ async fn connection(context: Arc<Context>, socket: Socket, secured: bool) {
     let stream: Box<dyn Io> = match &context.dialer.tls {
         Some(tls) if secured => match tls.accept(stream, remote).await {
             Ok(stream) => Box::new(stream),
-            Err(error) => return rejected(remote, &error.to_string()),
+            Err(error) => return rejected(remote, &crate::dial::root_cause(&error)),
         },
         _ => Box::new(stream),
     };

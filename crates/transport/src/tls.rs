@@ -16,15 +16,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::ServerCertVerifier;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{
-    ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme,
-    SupportedProtocolVersion,
-};
+use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
@@ -32,8 +30,11 @@ use crate::Error;
 
 mod check;
 mod own;
+mod verify;
+pub(crate) mod words;
 
 pub use own::{OwnFiles, make_own};
+use verify::{Allowed, Anybody, Clients, Servers};
 
 /// How long the other end may take to say who it is; etcd's bound.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -208,10 +209,7 @@ impl Tls {
         })?;
         let tls = Arc::clone(self);
         let config = blocking(move || tls.client_config()).await?;
-        let stream = in_time(TlsConnector::from(config).connect(name, stream)).await?;
-        let chain = owned(stream.get_ref().1.peer_certificates());
-        check::server(&self.config, &chain)?;
-        Ok(stream)
+        in_time(TlsConnector::from(config).connect(name, stream)).await
     }
 
     fn server_config(&self) -> io::Result<Arc<ServerConfig>> {
@@ -241,10 +239,11 @@ impl Tls {
         let builder = if wanted {
             let provider = Arc::clone(&self.provider);
             let roots = Arc::new(self.roots()?);
-            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider)
+            let signed = WebPkiClientVerifier::builder_with_provider(roots, provider)
                 .build()
                 .map_err(io::Error::other)?;
-            builder.with_client_cert_verifier(verifier)
+            let allowed = Allowed::of(&self.config);
+            builder.with_client_cert_verifier(Arc::new(Clients { signed, allowed }))
         } else {
             builder.with_no_client_auth()
         };
@@ -260,18 +259,31 @@ impl Tls {
         let builder = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
             .with_protocol_versions(&self.versions)
             .map_err(io::Error::other)?;
-        let builder = if self.config.insecure_skip_verify {
-            let any = AnyCertificate(Arc::clone(&self.provider));
-            builder
-                .dangerous()
-                .with_custom_certificate_verifier(Arc::new(any))
-        } else {
-            builder.with_root_certificates(self.roots()?)
-        };
+        let builder = builder
+            .dangerous()
+            .with_custom_certificate_verifier(self.servers()?);
         let (cert, key) = self.client_files();
         builder
             .with_client_auth_cert(certificates(cert)?, private_key(key)?)
             .map_err(|error| of(cert, error))
+    }
+
+    /// Which servers are spoken with.
+    fn servers(&self) -> io::Result<Arc<dyn ServerCertVerifier>> {
+        let allowed = Allowed::of(&self.config);
+        let provider = Arc::clone(&self.provider);
+        if self.config.insecure_skip_verify {
+            let restricted = allowed.is_restricted();
+            return Ok(Arc::new(Anybody {
+                provider,
+                restricted,
+            }));
+        }
+        let roots = Arc::new(self.roots()?);
+        let signed = WebPkiServerVerifier::builder_with_provider(roots, provider)
+            .build()
+            .map_err(io::Error::other)?;
+        Ok(Arc::new(Servers { signed, allowed }))
     }
 
     fn roots(&self) -> io::Result<RootCertStore> {
@@ -308,6 +320,12 @@ async fn in_time<T>(handshake: impl Future<Output = io::Result<T>>) -> io::Resul
             Err(io::Error::new(io::ErrorKind::TimedOut, text))
         }
     }
+}
+
+/// Why a connection was refused, in the words that etcd's log has for it.
+#[must_use]
+pub fn describe(error: &io::Error) -> String {
+    crate::dial::root_cause(error)
 }
 
 /// The provider with the suites that are wanted.
@@ -402,45 +420,4 @@ fn private_key(file: &Path) -> io::Result<PrivateKeyDer<'static>> {
 fn of(file: &Path, error: impl fmt::Display) -> io::Error {
     let text = format!("{}: {error}", file.display());
     io::Error::new(io::ErrorKind::InvalidInput, text)
-}
-
-/// Takes any certificate whose key signs the handshake.
-#[derive(Debug)]
-struct AnyCertificate(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for AnyCertificate {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        verify_tls12_signature(message, cert, signature, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        verify_tls13_signature(message, cert, signature, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
 }

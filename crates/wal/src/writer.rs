@@ -133,7 +133,8 @@ impl Wal {
     }
 
     /// Opens a log for writing, reads it from a snapshot on, and leaves it ready for more: locks
-    /// its segments, repairs a torn end (once), and clears what follows the last record.
+    /// its segments, repairs a torn end (once), and clears what follows the last record. What it gives
+    /// back is durable then.
     ///
     /// # Errors
     ///
@@ -190,10 +191,14 @@ impl Wal {
             });
         };
         let offset = reader.offset();
-        assert!(
-            offset.is_multiple_of(ALIGNMENT),
-            "frames end where the next one may begin"
-        );
+        if !offset.is_multiple_of(ALIGNMENT) {
+            // The last length word says less padding than there is: nothing may be written behind it.
+            let file = segments.last().map(|segment| segment.name.to_string());
+            return Err(Error::Unparsable {
+                file: file.unwrap_or_default(),
+                offset,
+            });
+        }
         let mut wal = Wal {
             files,
             dir: dir.to_owned(),
@@ -203,7 +208,9 @@ impl Wal {
             offset,
             batch: Batch::new(reader.crc()),
             must_sync: false,
-            unsynced: false,
+            // A process that was killed may have left what only the system's buffers have: it reads as if
+            // it were on the disk, and whoever opens the log answers for it.
+            unsynced: true,
             state: replayer.replay.hard_state.unwrap_or_default(),
             last_index: replayer.last_index,
             helper: None,
@@ -211,6 +218,7 @@ impl Wal {
             never: AtomicBool::new(false),
         };
         wal.clear_end()?;
+        wal.sync_dir(dir)?;
         if offset == 0 {
             // A segment whose head was lost, with nothing after it.
             wal.push_head();

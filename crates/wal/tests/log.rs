@@ -288,6 +288,41 @@ fn what_follows_the_end_of_a_torn_log_is_cleared_for_good() {
 }
 
 #[test]
+fn what_an_open_has_read_is_durable() {
+    let files = MemFiles::new();
+    let dir = Path::new("/wal");
+    let shared: Arc<dyn Files> = Arc::new(files.clone());
+    let mut wal = Wal::create(shared, dir, metadata(), options(8 << 10)).unwrap();
+    wal.append(Some(state(0)), &[entry(1, 100), entry(2, 100)])
+        .unwrap();
+    wal.commit(false).unwrap();
+    // The process is killed: the system's buffers have it, the disk does not.
+    drop(wal);
+    let shared: Arc<dyn Files> = Arc::new(files.clone());
+    let (wal, replay) = Wal::open(shared, dir, mark(0), options(8 << 10)).unwrap();
+    assert_eq!(replay.entries.len(), 2);
+    drop(wal);
+    let lost: Arc<dyn Files> = Arc::new(files.crash(|_| 0));
+    let (_wal, replay) = Wal::open(lost, dir, mark(0), options(8 << 10)).unwrap();
+    assert_eq!(replay.entries.len(), 2);
+}
+
+#[test]
+fn a_last_record_with_too_little_padding_is_damage_and_no_panic() {
+    let dir = Path::new("/wal");
+    let mut segments = three_segments();
+    hurt(&mut segments[2].1, &Damage::Flip(415, 1));
+    let files = Arc::new(MemFiles::new());
+    for (name, bytes) in &segments {
+        files
+            .insert(&dir.join(name.to_string()), bytes.clone())
+            .unwrap();
+    }
+    let error = Wal::open(files, dir, mark(0), options(2048)).unwrap_err();
+    assert_eq!(error.class(), keelson_wal::Class::Corrupt, "{error}");
+}
+
+#[test]
 fn entries_behind_one_that_was_replaced_are_void_though_a_snapshot_covers_it() {
     let files: Arc<dyn Files> = Arc::new(MemFiles::default());
     let dir = Path::new("wal");

@@ -5,6 +5,9 @@
 
 use std::path::PathBuf;
 
+mod certificates;
+
+pub use certificates::{Authority, Names};
 pub use keelson_harness::{Exit, Launch, Process, ProcessCluster};
 
 /// Names the program to test.

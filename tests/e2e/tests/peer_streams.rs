@@ -15,7 +15,7 @@ use keelson_client::Put;
 use keelson_e2e::ProcessCluster;
 use keelson_proto::ids::{LogIndex, MemberId, Term};
 use keelson_proto::message::{Message, MessageKind};
-use port::{Head, PATIENCE, Rig, dial, lines, unhurried, until};
+use port::{Head, PATIENCE, Rig, alone, dial, lines, unhurried, until};
 
 /// What the false member answers with when a stream is dialled.
 #[derive(Clone)]
@@ -169,6 +169,7 @@ fn lost(rig: &Rig, number: usize, reason: &str) -> usize {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn frames_that_no_member_sends_end_their_stream_with_the_reason() {
+    let _alone = alone().await;
     let (mut rig, other) = with_a_false_member().await;
     let length = |bytes: u64| bytes.to_be_bytes().to_vec();
     let of = |parts: &[&[u8]]| parts.concat();
@@ -212,6 +213,7 @@ async fn frames_that_no_member_sends_end_their_stream_with_the_reason() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_that_answers_nonsense_is_dialled_no_faster_than_one_that_is_away() {
+    let _alone = alone().await;
     let (mut rig, other) = with_a_false_member().await;
     for answer in [
         &b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03"[..],
@@ -234,6 +236,7 @@ async fn a_member_that_answers_nonsense_is_dialled_no_faster_than_one_that_is_aw
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_frame_takes_no_more_memory_than_has_come_of_it() {
+    let _alone = alone().await;
     let (mut rig, other) = with_a_false_member().await;
     other.answers(Answer::Endless);
     // It stops in the middle, and says nothing more.
@@ -246,6 +249,7 @@ async fn a_frame_takes_no_more_memory_than_has_come_of_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_for_others_that_come_by_thousands_do_not_fill_the_log() {
+    let _alone = alone().await;
     let (mut rig, other) = with_a_false_member().await;
     let message = Message {
         kind: MessageKind::Heartbeat,
@@ -282,6 +286,7 @@ async fn leader_of(rig: &Rig) -> usize {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_that_dials_and_never_reads_costs_the_leader_no_more_than_its_queue() {
+    let _alone = alone().await;
     let (mut rig, other) = with_a_false_member().await;
     let leader = leader_of(&rig).await;
     let listed = rig.client.member_list().await.unwrap();

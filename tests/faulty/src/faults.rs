@@ -4,11 +4,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use keelson_harness::Exit;
+use keelson_harness::{Exit, wait};
 use keelson_sim::Random;
 
 use crate::members::{Ills, MEMBERS, Members};
 use crate::stage::Cut;
+
+/// So many entries behind, a member finds the log cut: a snapshot a hundred and fifty, and fifty kept.
+const FAR_BEHIND: u64 = 250;
 
 /// A kind of fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,6 +30,8 @@ pub enum Fault {
     LeaderIsolated,
     /// One member is not heard by the others, or hears none of them, or one link has one direction.
     OneWay,
+    /// One member is gone for so long that it has to get a snapshot.
+    LeftBehind,
     /// Syncs take long.
     SlowDisk,
     /// Nothing can be written, until there is space again.
@@ -43,7 +48,7 @@ pub enum Fault {
 
 impl Fault {
     /// All kinds.
-    pub const ALL: [Fault; 13] = [
+    pub const ALL: [Fault; 14] = [
         Fault::Kill,
         Fault::KillAll,
         Fault::Stop,
@@ -51,6 +56,7 @@ impl Fault {
         Fault::Partition,
         Fault::LeaderIsolated,
         Fault::OneWay,
+        Fault::LeftBehind,
         Fault::SlowDisk,
         Fault::FullDisk,
         Fault::FailingSync,
@@ -70,6 +76,7 @@ impl Fault {
             Fault::Partition => "partition",
             Fault::LeaderIsolated => "leader isolated",
             Fault::OneWay => "one-way partition",
+            Fault::LeftBehind => "left behind",
             Fault::SlowDisk => "slow disk",
             Fault::FullDisk => "full disk",
             Fault::FailingSync => "failing sync",
@@ -91,7 +98,6 @@ impl Fault {
 }
 
 /// The members, with what chance decides.
-#[derive(Debug)]
 pub struct Inflicted<'a> {
     /// The members.
     pub members: &'a mut Members,
@@ -99,6 +105,8 @@ pub struct Inflicted<'a> {
     pub random: &'a mut Random,
     /// Who leads now.
     pub leader: usize,
+    /// The last entry of a member's log, if it says.
+    pub last_entry: &'a dyn Fn(usize) -> Option<u64>,
 }
 
 impl Inflicted<'_> {
@@ -115,6 +123,7 @@ impl Inflicted<'_> {
             Fault::Partition => self.partition(),
             Fault::LeaderIsolated => self.cut_off(self.leader, (false, false)),
             Fault::OneWay => self.one_way(),
+            Fault::LeftBehind => self.left_behind(),
             Fault::SlowDisk => self.slow_disk(),
             Fault::FullDisk => self.bad_disk("full", "No space left on device"),
             Fault::FailingSync => self.bad_disk("syncs-fail", "Input/output error"),
@@ -171,7 +180,7 @@ impl Inflicted<'_> {
         for member in 0..MEMBERS {
             self.members.spawn(member)?;
         }
-        Ok((String::new(), Instant::now()))
+        Ok(("all three".to_owned(), Instant::now()))
     }
 
     fn stop(&mut self) -> anyhow::Result<(String, Instant)> {
@@ -241,6 +250,29 @@ impl Inflicted<'_> {
             _ => "",
         };
         let what = format!("{}{left}, {how:?}, for {long:?}", self.named(member));
+        Ok((what, Instant::now()))
+    }
+
+    fn left_behind(&mut self) -> anyhow::Result<(String, Instant)> {
+        let member = self.follower();
+        let (leader, last_entry) = (self.leader, self.last_entry);
+        let began =
+            wait::until(|| last_entry(leader)).context("the leader does not say where it is")?;
+        let how = self.how();
+        let is_killed = self.random.chance(500);
+        if is_killed {
+            self.members.kill(member)?;
+        } else {
+            self.members.cut_off(member, (false, false), how)?;
+        }
+        let is_far = || last_entry(leader).filter(|last| *last >= began + FAR_BEHIND);
+        let behind = wait::until(is_far).context("the others do not go on")? - began;
+        if is_killed {
+            self.members.spawn(member)?;
+        } else {
+            self.members.network.heal()?;
+        }
+        let what = format!("{} by {behind} entries", self.named(member));
         Ok((what, Instant::now()))
     }
 

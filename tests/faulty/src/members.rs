@@ -263,9 +263,29 @@ impl Members {
         Ok(())
     }
 
+    /// How many lines with a text all members have logged, once they have ended.
+    ///
+    /// # Errors
+    /// If a log cannot be read.
+    pub fn logged(&self, text: &str) -> anyhow::Result<usize> {
+        let mut lines = 0;
+        for number in 0..MEMBERS {
+            let log = fs::read_to_string(self.log_file(number))?;
+            lines += log.lines().filter(|line| line.contains(text)).count();
+        }
+        Ok(lines)
+    }
+
+    fn log_file(&self, number: usize) -> PathBuf {
+        self.dir.join(format!("{}.log", Network::host(number)))
+    }
+
     fn write_log(&self, number: usize, lines: &[String], status: &str) -> anyhow::Result<()> {
-        let path = self.dir.join(format!("{}.log", Network::host(number)));
-        let mut file = fs::File::options().create(true).append(true).open(path)?;
+        let mut options = fs::File::options();
+        let mut file = options
+            .create(true)
+            .append(true)
+            .open(self.log_file(number))?;
         for line in lines {
             writeln!(file, "{line}")?;
         }
@@ -306,8 +326,8 @@ fn launch(binary: &Path, dir: &Path, number: usize, steering: &Path) -> Launch {
         format!("--election-timeout={}", ELECTION_TIMEOUT.as_millis()),
         "--heartbeat-interval=100".to_owned(),
         // What a member missed for a few seconds it gets as a snapshot.
-        "--snapshot-count=400".to_owned(),
-        "--snapshot-catchup-entries=100".to_owned(),
+        "--snapshot-count=150".to_owned(),
+        "--snapshot-catchup-entries=50".to_owned(),
         "--watch-progress-notify-interval=2s".to_owned(),
     ];
     launch = launch.argument(binary);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use keelson_client::Client;
 use keelson_harness::wait;
 use keelson_sim::Random;
@@ -45,6 +45,8 @@ pub struct Report {
     pub heals: Vec<Heal>,
     /// What clients and watchers saw.
     pub verdict: Verdict,
+    /// Snapshots that members got from others.
+    pub snapshots: usize,
     /// How long it all took.
     pub took: Duration,
 }
@@ -92,9 +94,16 @@ pub fn run(
         faults,
         heals,
         verdict: concluded?,
+        snapshots: members.logged("\"msg\":\"applying snapshot\"")?,
         took: began.elapsed(),
     };
     heal::check(&report.heals)?;
+    let behind = report.faults.get(&Fault::LeftBehind).copied().unwrap_or(0);
+    ensure!(
+        report.snapshots >= behind as usize,
+        "members were left behind {behind} times, and got {} snapshots",
+        report.snapshots
+    );
     Ok(report)
 }
 
@@ -131,10 +140,16 @@ impl Rig<'_> {
     ) -> anyhow::Result<()> {
         let leader = self.leader()?;
         let at = began.elapsed();
+        let clients = self.clients()?;
+        let last_entry = |number: usize| {
+            let status = self.runtime.block_on(clients[number].status());
+            status.ok().map(|status| status.raft_index)
+        };
         let mut inflicted = Inflicted {
             members: self.members,
             random: &mut self.random,
             leader,
+            last_entry: &last_entry,
         };
         let (what, since) = inflicted.inflict(fault)?;
         let span = self.stalls.begin(self.members.processes());
@@ -163,13 +178,18 @@ impl Rig<'_> {
         Ok(())
     }
 
+    /// Clients that ask each member of itself.
+    fn clients(&self) -> anyhow::Result<Vec<Client>> {
+        let of = |number: usize| {
+            let client = load::client(&Members::client_url(number), self.runtime.handle())?;
+            anyhow::Ok(client.with_timeout(STATUS_TIMEOUT))
+        };
+        (0..MEMBERS).map(of).collect()
+    }
+
     /// Who leads, as a member says it.
     fn leader(&self) -> anyhow::Result<usize> {
-        let mut clients = Vec::new();
-        for number in 0..MEMBERS {
-            let client = load::client(&Members::client_url(number), self.runtime.handle())?;
-            clients.push(client.with_timeout(STATUS_TIMEOUT));
-        }
+        let clients = self.clients()?;
         let look = || self.runtime.block_on(look_for_leader(&clients));
         wait::until(look).context("nobody leads")
     }

@@ -1,8 +1,8 @@
 //! How long the machine itself stood still: on a machine that has other work, threads and disks wait, and
 //! limits in time must not count that.
 //!
-//! - *Processors*: of the time in which the members' threads could have run, a share was spent waiting for
-//!   a processor, as the system counts it. That share of a span is not theirs.
+//! - *Processors*: others than this run had a share of them, and members' threads that could have run waited
+//!   for one for a share of that time. The smaller share of a span is not theirs.
 //! - *Time*: a thread that sleeps for a moment wakes up late.
 //! - *The disk*: a sync of a few bytes takes long.
 //!
@@ -60,26 +60,31 @@ impl Stalls {
         })
     }
 
-    /// Begins a span, over processes of these ids.
-    pub fn begin(&self, processes: impl IntoIterator<Item = u32>) -> Span {
+    /// Begins a span, over members in processes of these ids.
+    pub fn begin(&self, members: impl IntoIterator<Item = u32>) -> Span {
         Span {
             began: Instant::now(),
             late: self.late(),
             syncing: self.syncing(),
-            processors: usages(processes),
+            members: usages(members),
+            own: usage(std::process::id()).unwrap_or_default(),
+            machine: Machine::now().unwrap_or_default(),
         }
     }
 
     /// How long the machine stood still in a span. A process that was not there at its beginning counts from
     /// its start on.
-    pub fn end(&self, span: &Span, processes: impl IntoIterator<Item = u32>) -> Duration {
+    pub fn end(&self, span: &Span, members: impl IntoIterator<Item = u32>) -> Duration {
         let mut all = Usage::default();
-        for (process, usage) in usages(processes) {
-            let before = span.processors.get(&process).copied().unwrap_or_default();
-            all.ran += usage.ran.saturating_sub(before.ran);
-            all.waited += usage.waited.saturating_sub(before.waited);
+        for (process, usage) in usages(members) {
+            let before = span.members.get(&process).copied().unwrap_or_default();
+            all = all.plus(usage.since(before));
         }
-        let waited = span.began.elapsed().mul_f64(all.share_waited());
+        let own = usage(std::process::id()).unwrap_or_default();
+        let ours = all.plus(own.since(span.own));
+        let machine = Machine::now().unwrap_or_default().since(span.machine);
+        let share = all.share_waited().min(machine.share_of_others(ours));
+        let waited = span.began.elapsed().mul_f64(share);
         let late = self.late().saturating_sub(span.late);
         waited.max(late) + self.syncing().saturating_sub(span.syncing)
     }
@@ -99,10 +104,12 @@ pub struct Span {
     began: Instant,
     late: Duration,
     syncing: Duration,
-    processors: BTreeMap<u32, Usage>,
+    members: BTreeMap<u32, Usage>,
+    own: Usage,
+    machine: Machine,
 }
 
-/// What the threads of a process had of the processors.
+/// What the threads of a process had of the processors, in nanoseconds.
 #[derive(Clone, Copy, Debug, Default)]
 struct Usage {
     ran: u64,
@@ -111,10 +118,64 @@ struct Usage {
 }
 
 impl Usage {
+    fn plus(self, other: Usage) -> Usage {
+        Usage {
+            ran: self.ran + other.ran,
+            waited: self.waited + other.waited,
+        }
+    }
+
+    fn since(self, before: Usage) -> Usage {
+        Usage {
+            ran: self.ran.saturating_sub(before.ran),
+            waited: self.waited.saturating_sub(before.waited),
+        }
+    }
+
     fn share_waited(self) -> f64 {
         let waited = Duration::from_nanos(self.waited).as_secs_f64();
         let wanted = Duration::from_nanos(self.ran + self.waited).as_secs_f64();
         if wanted > 0.0 { waited / wanted } else { 0.0 }
+    }
+}
+
+/// What all processors did, in hundredths of a second.
+#[derive(Clone, Copy, Debug, Default)]
+struct Machine {
+    all: u64,
+    idle: u64,
+}
+
+impl Machine {
+    /// None where the system does not say it.
+    fn now() -> Option<Machine> {
+        let text = fs::read_to_string("/proc/stat").ok()?;
+        let numbers = text.lines().next()?.split_whitespace().skip(1);
+        // User, nice, system, idle, waiting for disks, interrupts, theirs, stolen; guests are in the first.
+        let numbers: Vec<u64> = numbers.take(8).filter_map(|it| it.parse().ok()).collect();
+        Some(Machine {
+            all: numbers.iter().sum(),
+            idle: numbers.get(3)? + numbers.get(4)?,
+        })
+    }
+
+    fn since(self, before: Machine) -> Machine {
+        Machine {
+            all: self.all.saturating_sub(before.all),
+            idle: self.idle.saturating_sub(before.idle),
+        }
+    }
+
+    /// What others than we had of all.
+    fn share_of_others(self, ours: Usage) -> f64 {
+        let hundredths = |count: u64| Duration::from_millis(count.saturating_mul(10)).as_secs_f64();
+        let (all, idle) = (hundredths(self.all), hundredths(self.idle));
+        let ours = Duration::from_nanos(ours.ran).as_secs_f64();
+        if all > 0.0 {
+            ((all - idle - ours) / all).clamp(0.0, 1.0)
+        } else {
+            0.0
+        }
     }
 }
 
@@ -180,6 +241,28 @@ mod tests {
     use super::*;
 
     #[test]
+    fn only_what_others_had_of_the_processors_counts() {
+        let second = 1_000_000_000;
+        let machine = Machine {
+            all: 400,
+            idle: 100,
+        };
+        let ours = Usage {
+            ran: second,
+            waited: second,
+        };
+        assert_eq!(machine.share_of_others(ours), 0.5);
+        assert_eq!(ours.share_waited(), 0.5);
+        let alone = Usage {
+            ran: 3 * second,
+            ..ours
+        };
+        assert_eq!(machine.share_of_others(alone), 0.0);
+        assert_eq!(Usage::default().share_waited(), 0.0);
+        assert_eq!(Machine::default().share_of_others(ours), 0.0);
+    }
+
+    #[test]
     fn the_system_counts_what_a_process_had_of_the_processors() {
         let dir = tempfile::tempdir().unwrap();
         let stalls = Stalls::watch(dir.path()).unwrap();
@@ -188,7 +271,8 @@ mod tests {
         let used = || usage(process).unwrap().ran;
         let before = used();
         while used() < before + 1_000_000 {}
-        assert!(stalls.end(&span, [process]) <= span.began.elapsed() + stalls.syncing());
-        assert!(usage(u32::MAX).is_none());
+        let stalled = stalls.end(&span, [process]);
+        assert!(stalled <= span.began.elapsed() + stalls.syncing());
+        assert!(Machine::now().unwrap().all > 0 && usage(u32::MAX).is_none());
     }
 }

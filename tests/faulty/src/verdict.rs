@@ -2,9 +2,10 @@
 //! dense, the calls of all clients are linearizable, and watchers got what they are promised.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
-use keelson_sim::history::{History, Request};
+use keelson_sim::history::{History, Operation, Request};
 use keelson_sim::search::Limits;
 use keelson_sim::watch_check::Watch;
 use keelson_sim::{linear, watch_check};
@@ -34,6 +35,8 @@ pub struct Verdict {
     pub operations: usize,
     /// Those without an answer.
     pub unanswered: usize,
+    /// The longest time in which nobody was acknowledged a write.
+    pub silence: Duration,
     /// Revisions.
     pub revisions: i64,
     /// Events that all watchers together got.
@@ -85,11 +88,24 @@ pub async fn conclude(
     Ok(Verdict {
         operations: operations.len(),
         unanswered: operations.iter().filter(|it| it.answer.is_none()).count(),
+        silence: silence(operations),
         revisions: last,
         events: recorded.watches.iter().map(events).sum(),
         hash,
         doctored,
     })
+}
+
+fn silence(operations: &[Operation]) -> Duration {
+    let writes = operations
+        .iter()
+        .filter(|it| !matches!(it.request, Request::Read { .. }));
+    let mut answered: Vec<u64> = writes
+        .filter_map(|it| Some(it.answer.as_ref()?.0))
+        .collect();
+    answered.sort_unstable();
+    let longest = answered.windows(2).map(|pair| pair[1] - pair[0]).max();
+    Duration::from_nanos(longest.unwrap_or_default())
 }
 
 fn events(watch: &Watch) -> usize {

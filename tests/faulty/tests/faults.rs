@@ -115,8 +115,15 @@ fn end_with_the_terminal() -> anyhow::Result<()> {
 fn print(report: &Report) {
     let verdict = &report.verdict;
     eprintln!(
-        "{} calls, of them {} without an answer; {} revisions; {} events to watchers; HashKV {:08x} on all",
-        verdict.operations, verdict.unanswered, verdict.revisions, verdict.events, verdict.hash
+        "{} calls, of them {} without an answer, at most {:.2?} between two acknowledged writes; {} revisions; {} \
+         events to watchers; {} snapshots to members; HashKV {:08x} on all",
+        verdict.operations,
+        verdict.unanswered,
+        verdict.silence,
+        verdict.revisions,
+        verdict.events,
+        report.snapshots,
+        verdict.hash
     );
     let mut by_fault: BTreeMap<&str, Vec<Duration>> = BTreeMap::new();
     for heal in &report.heals {
@@ -132,9 +139,10 @@ fn print(report: &Report) {
     }
     let all = report.heals.iter().map(|heal| heal.all);
     let first = report.heals.iter().map(|heal| heal.first);
+    let beyond = all.clone().filter(|time| *time > ALWAYS).count();
     eprintln!(
-        "{} faults; through each member after {:.2?} in the median (limit {MEDIAN:?}), {:.2?} at most (limit \
-         {ALWAYS:?}); through one after {:.2?} and {:.2?}; of that the machine stood still for {:.2?}",
+        "{} faults, {beyond} of them over the limit by as much as the machine stood still; through each member after {:.2?} in the median (limit {MEDIAN:?}), {:.2?} at most (limit \
+         {ALWAYS:?}); through one after {:.2?} and {:.2?}; of all these times the machine stood still for {:.2?}",
         report.heals.len(),
         median(all.clone()),
         all.max().unwrap_or_default(),

@@ -37,6 +37,9 @@ pub struct Proposal {
     pub id: RequestId,
     /// What.
     pub content: Content,
+    /// It is only worth anything while this member leads in this term: otherwise it is dropped, and no
+    /// other leader gets it.
+    pub only_in: Option<Term>,
     /// Who waits; for the thread around the core.
     pub waiter: Option<Waiter>,
 }

@@ -59,6 +59,7 @@ fn propose(id: u64, data: &'static str) -> Input {
     Input::Propose(Proposal {
         id: RequestId(id),
         content: Content::Request(data.into()),
+        only_in: None,
         waiter: Some(Waiter {
             asker: Asker::Ticket(ticket(0)),
             physical: false,
@@ -334,6 +335,7 @@ fn adding_a_voter_ends_the_rule_of_one() {
     bench.give([Input::Propose(Proposal {
         id: RequestId(1),
         content: Content::ConfChange(change.clone()),
+        only_in: None,
         waiter: None,
     })]);
     bench.sync(1);

@@ -9,19 +9,25 @@ use std::io::Read as _;
 use std::marker::PhantomData;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::Body as _;
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use keelson_proto::{ApiError, Code, request};
 use prost::Message;
+use tokio::time::timeout;
 
 use super::status::Status;
 use crate::metrics::Receiver;
 
 /// Bytes of flag and length before a message.
 const PREFIX: usize = 5;
+
+/// How long the end of a body is waited for once its one message is there.
+const END_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What to reserve at first for a message that comes in several pieces.
 const FIRST_RESERVATION: usize = 64 << 10;
@@ -164,10 +170,30 @@ impl Inbound {
     /// # Errors
     ///
     /// What is wrong with it, or that there is none.
-    pub(crate) async fn single(&mut self) -> Result<Bytes, Status> {
-        poll_fn(|cx| self.poll_message(cx))
-            .await
-            .unwrap_or_else(|| Err(Status::new(Code::Internal, "EOF")))
+    pub(crate) async fn single(mut self) -> Result<Bytes, Status> {
+        let message = poll_fn(|cx| self.poll_message(cx)).await;
+        let message = message.unwrap_or_else(|| Err(Status::new(Code::Internal, "EOF")))?;
+        self.await_end().await;
+        Ok(message)
+    }
+
+    /// Keeps the body until its end, which some clients send in a frame of its own, without waiting
+    /// for it. A body that is dropped before resets its stream; what comes for a stream that is
+    /// reset and forgotten counts as a fault of the client, and after a thousand of them the HTTP/2
+    /// library ends the connection with all its calls.
+    async fn await_end(mut self) {
+        if self.body.is_end_stream() || !self.piece.is_empty() || !self.joined.is_empty() {
+            return;
+        }
+        let next = poll_fn(|cx| Poll::Ready(Pin::new(&mut self.body).poll_frame(cx))).await;
+        if next.is_pending() {
+            tokio::spawn(timeout(END_PATIENCE, async move {
+                // Nothing more may come; where something does, the stream is reset.
+                while let Some(Ok(frame)) = self.body.frame().await
+                    && frame.data_ref().is_some_and(Bytes::is_empty)
+                {}
+            }));
+        }
     }
 
     /// The same messages, decoded.

@@ -1,4 +1,5 @@
-//! What is checked of a certificate after the handshake: its names, and whether it was revoked.
+//! What is checked of a certificate besides its signature: its names, whether it was revoked, and where
+//! it comes from.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
@@ -9,7 +10,8 @@ use rustls::server::ParsedCertificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{CertificateRevocationList, FromDer as _, X509Certificate};
 
-use super::{TlsConfig, of};
+use super::verify::Allowed;
+use super::{TlsConfig, of, words};
 
 /// Checks the chain of whoever has connected. Reads files, and may ask the resolver.
 pub(super) fn client(
@@ -17,7 +19,6 @@ pub(super) fn client(
     chain: &[CertificateDer<'_>],
     remote: Option<SocketAddr>,
 ) -> io::Result<()> {
-    allowed(config, chain)?;
     if let Some(crl) = &config.crl {
         not_revoked(crl, chain)?;
     }
@@ -28,18 +29,6 @@ pub(super) fn client(
         _ => Ok(()),
     }
 }
-
-/// Checks the chain of a server that we have connected to.
-pub(super) fn server(config: &TlsConfig, chain: &[CertificateDer<'_>]) -> io::Result<()> {
-    let restricted = !config.allowed_cns.is_empty() || !config.allowed_hostnames.is_empty();
-    if restricted && config.insecure_skip_verify {
-        // Nobody has looked at who signed it, so its names say nothing.
-        return Err(refused(NOT_ALLOWED));
-    }
-    allowed(config, chain)
-}
-
-const NOT_ALLOWED: &str = "client certificate authentication failed";
 
 fn refused(text: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::PermissionDenied, text.into())
@@ -52,27 +41,16 @@ fn parse<'a>(cert: &'a CertificateDer<'_>) -> io::Result<X509Certificate<'a>> {
     }
 }
 
-/// The common name or one of the alternative names must be allowed.
-fn allowed(config: &TlsConfig, chain: &[CertificateDer<'_>]) -> io::Result<()> {
-    if config.allowed_cns.is_empty() && config.allowed_hostnames.is_empty() {
-        return Ok(());
+/// Whether the common name or one of the alternative names is allowed.
+pub(super) fn is_allowed(allowed: &Allowed, leaf: &CertificateDer<'_>) -> bool {
+    if allowed.common_names.is_empty() {
+        return allowed.hostnames.iter().any(|name| is_for(leaf, name));
     }
-    let leaf = chain.first().ok_or_else(|| refused(NOT_ALLOWED))?;
-    let fits = if config.allowed_cns.is_empty() {
-        config
-            .allowed_hostnames
-            .iter()
-            .any(|name| is_for(leaf, name))
-    } else {
-        let parsed = parse(leaf)?;
-        let common_name = last_common_name(&parsed);
-        config.allowed_cns.iter().any(|name| name == common_name)
+    let Ok(parsed) = parse(leaf) else {
+        return false;
     };
-    if fits {
-        Ok(())
-    } else {
-        Err(refused(NOT_ALLOWED))
-    }
+    let common_name = last_common_name(&parsed);
+    allowed.common_names.iter().any(|name| name == common_name)
 }
 
 /// The common name of a certificate, if it has one.
@@ -135,24 +113,23 @@ fn comes_from_its_name(leaf: &CertificateDer<'_>, remote: IpAddr) -> io::Result<
     let names = parsed
         .subject_alternative_name()
         .map_err(|error| refused(error.to_string()))?;
-    let (mut addresses, mut dns) = (0, Vec::new());
+    let (mut addresses, mut dns) = (Vec::new(), Vec::new());
     for name in names.iter().flat_map(|names| &names.value.general_names) {
         match name {
-            GeneralName::IPAddress(_) => addresses += 1,
+            GeneralName::IPAddress(bytes) => addresses.extend(address(bytes)),
             GeneralName::DNSName(name) => dns.push((*name).to_owned()),
             _ => {}
         }
     }
-    if addresses == 0 && dns.is_empty() {
+    if addresses.is_empty() && dns.is_empty() {
         return Ok(());
     }
-    if addresses > 0 && is_for(leaf, &remote.to_string()) {
+    if !addresses.is_empty() && is_for(leaf, &remote.to_string()) {
         return Ok(());
     }
     if dns.is_empty() {
-        return Err(refused(format!(
-            "x509: certificate is not valid for {remote}"
-        )));
+        let names = addresses.iter().map(IpAddr::to_string);
+        return Err(refused(words::other_name(&remote.to_string(), names)));
     }
     if is_one_of(remote, &dns) {
         return Ok(());
@@ -160,6 +137,13 @@ fn comes_from_its_name(leaf: &CertificateDer<'_>, remote: IpAddr) -> io::Result<
     Err(refused(format!(
         "tls: \"{remote}\" does not match any of DNSNames {dns:?}"
     )))
+}
+
+/// An address as certificates have it.
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    let four: Option<[u8; 4]> = bytes.try_into().ok();
+    let sixteen: Option<[u8; 16]> = bytes.try_into().ok();
+    four.map(IpAddr::from).or(sixteen.map(IpAddr::from))
 }
 
 /// Whether the resolver knows the address under one of these names.

@@ -14,7 +14,7 @@ use rcgen::{
 };
 
 use super::of;
-use crate::Error;
+use crate::{Error, clock};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -59,9 +59,8 @@ fn make(dir: &Path, hosts: &[&str], years: u32) -> io::Result<OwnFiles> {
     let created = builder.recursive(true).mode(0o700).create(dir);
     created.map_err(|error| of(dir, error))?;
     let not_after = SystemTime::now() + years * 365 * DAY;
-    let left = not_after.duration_since(SystemTime::UNIX_EPOCH);
     tracing::warn!(
-        "certificate-validity-bound-not-after" = left.unwrap_or_default().as_secs(),
+        "certificate-validity-bound-not-after" = clock::format(not_after),
         "automatically generate certificates"
     );
     let key = KeyPair::generate_for(&PKCS_ECDSA_P521_SHA512).map_err(io::Error::other)?;

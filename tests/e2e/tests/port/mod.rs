@@ -9,6 +9,7 @@ use std::time::Duration;
 use keelson_client::{Client, Put};
 use keelson_e2e::{Launch, Process, ProcessCluster, launch};
 use keelson_harness::wait;
+use tokio::sync::{Mutex, MutexGuard};
 
 /// The longest that anything may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -22,6 +23,12 @@ pub(crate) fn unhurried() -> Launch {
     launch(env!("CARGO_BIN_EXE_keelson-under-test"))
         .argument("--heartbeat-interval=500")
         .argument("--election-timeout=5000")
+}
+
+/// So that one cluster at a time has the machine: held until a test is over.
+pub(crate) async fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::const_new(());
+    ALONE.lock().await
 }
 
 /// A cluster, and how it was before anything came.

@@ -229,6 +229,7 @@ fn a_member_that_needs_what_is_gone_gets_a_snapshot_of_what_is_applied_and_the_l
             bench.give([Input::Propose(Proposal {
                 id: RequestId(id),
                 content: Content::Request(large.clone().into()),
+                only_in: None,
                 waiter: None,
             })]);
             bench.sync(bench.appends.len());
@@ -267,6 +268,7 @@ fn proposals_for_another_leader_go_in_parcels_of_a_bounded_size() {
         Input::Propose(Proposal {
             id: RequestId(id),
             content: Content::Request(data.clone().into()),
+            only_in: None,
             waiter: None,
         })
     });
@@ -292,9 +294,62 @@ fn a_leader_without_answers_takes_no_more_than_fits() {
         bench.give([Input::Propose(Proposal {
             id: RequestId(id),
             content: Content::Request(data.clone().into()),
+            only_in: None,
             waiter: None,
         })]);
     }
     let refused = [(RequestId(2), ApiError::TooManyRequests)];
     assert_eq!(bench.dropped, refused);
+}
+
+#[test]
+fn what_the_leader_of_a_term_decides_is_not_passed_on_to_the_next_one() {
+    let mut bench = leader();
+    let term = bench.core.view().term;
+    let revoke = |id| {
+        Input::Propose(Proposal {
+            id: RequestId(id),
+            content: Content::Request("revoke".into()),
+            only_in: Some(term),
+            waiter: None,
+        })
+    };
+    bench.give([revoke(1)]);
+    assert_eq!(bench.appends.len(), 1, "it leads");
+    // It was asleep: the decision comes with the news that somebody else leads.
+    let news = from(OTHER, MessageKind::Heartbeat, term.0 + 1);
+    bench.messages.clear();
+    bench.give([revoke(2), Input::Step(news), propose(3, "of a client")]);
+    assert!(!bench.core.view().leads);
+    let passed_on: Vec<usize> = bench
+        .messages
+        .iter()
+        .filter(|message| message.kind == MessageKind::Prop)
+        .map(|message| message.entries.len())
+        .collect();
+    assert_eq!(passed_on, [1], "only the client's");
+    assert_eq!(
+        bench.dropped,
+        [(RequestId(2), ApiError::ProposalDropped)],
+        "the decision is dropped"
+    );
+}
+
+#[test]
+fn a_candidate_asks_for_votes_when_its_own_disk_has_its_term() {
+    let five = [ME, OTHER, THIRD, MemberId(4), MemberId(5)];
+    let mut bench = Bench::new(options(0), empty_log(voters(&five)), 0);
+    while bench.messages.is_empty() {
+        bench.give([Input::Tick]);
+    }
+    let term = bench.core.view().term.0 + 1;
+    bench.settle();
+    bench.messages.clear();
+    let polled = [OTHER, THIRD].map(|id| Input::Step(from(id, MessageKind::PreVoteResp, term)));
+    bench.give(polled);
+    assert_eq!(bench.appends.len(), 1, "its term is on its way to the disk");
+    assert!(bench.messages.is_empty(), "nobody hears of the term before");
+    bench.sync(1);
+    assert_eq!(kinds(&bench.messages, OTHER), [MessageKind::Vote]);
+    assert_eq!(kinds(&bench.messages, THIRD), [MessageKind::Vote]);
 }
