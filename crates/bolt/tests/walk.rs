@@ -267,7 +267,8 @@ fn survive(no_freelist_sync: bool, searched: bool) {
         }
         gate.open();
         if done {
-            assert!(cut > 5, "the commit is more than {cut} operations");
+            // Pages and meta are written, each with its sync.
+            assert!(cut >= 4, "the commit is only {cut} operations");
             return;
         }
     }

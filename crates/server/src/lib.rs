@@ -1,5 +1,6 @@
 //! Sockets around a member: gRPC, HTTP, metrics, configuration.
 
+mod addresses;
 pub mod config;
 mod descriptors;
 mod error;

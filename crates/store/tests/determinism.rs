@@ -5,7 +5,8 @@ mod rig;
 #[path = "rig/script.rs"]
 mod script;
 
-use keelson_proto::entry::Entry;
+use keelson_proto::entry::{Entry, EntryKind};
+use keelson_proto::ids::LogIndex;
 use keelson_proto::rpc::etcdserverpb::{DeleteRangeRequest, InternalRaftRequest};
 use keelson_store::hash::{self, HashKv};
 use keelson_store::{Answer, Effect};
@@ -51,6 +52,28 @@ fn run(entries: &[Entry], answer: Answer, mut random: Random) -> Trace {
         events,
         rows: rig.rows(),
     }
+}
+
+#[test]
+fn an_entry_of_a_kind_that_is_never_written_stops_the_member_by_its_index() {
+    let mut rig = Rig::new();
+    for entry in entries(1, 3) {
+        drop(rig.store.apply(&entry, Answer::Unwanted).unwrap());
+    }
+    let (index, term) = rig.store.applied();
+    let joint = Entry {
+        kind: EntryKind::ConfChangeV2,
+        index: LogIndex(index.0 + 1),
+        term,
+        ..Entry::default()
+    };
+    let applied = rig.store.apply(&joint, Answer::Unwanted).unwrap();
+    let [Effect::Stop(reason)] = applied.effects.as_slice() else {
+        panic!("{:?}", applied.effects);
+    };
+    let text = format!("entry {} of term {term} cannot be applied: ", joint.index);
+    assert!(reason.starts_with(&text), "{reason}");
+    assert!(reason.contains("joint configuration change"), "{reason}");
 }
 
 #[test]

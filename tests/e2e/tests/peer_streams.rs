@@ -41,6 +41,8 @@ struct False {
 
 struct Shared {
     answer: Mutex<Answer>,
+    /// What its clock says to probes, which fail as long as it has none.
+    clock: Mutex<Option<&'static str>>,
     /// When streams were dialled.
     dialled: Mutex<Vec<Instant>>,
     over: AtomicBool,
@@ -52,6 +54,7 @@ impl False {
         let url = format!("http://{}", listener.local_addr().unwrap());
         let shared = Arc::new(Shared {
             answer: Mutex::new(Answer::Raw(Vec::new())),
+            clock: Mutex::default(),
             dialled: Mutex::default(),
             over: AtomicBool::new(false),
         });
@@ -101,6 +104,13 @@ impl Shared {
             head.push(byte[0]);
         }
         let head = String::from_utf8(head).ok()?;
+        let clock = *self.clock.lock().unwrap();
+        if let Some(now) = clock.filter(|_| head.starts_with("GET /raft/probing ")) {
+            let body = format!("{{\"OK\":true,\"Now\":\"{now}\"}}\n");
+            let length = body.len();
+            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}");
+            return socket.write_all(answer.as_bytes()).ok();
+        }
         let Some(rest) = head.strip_prefix("GET /raft/stream/") else {
             let absent = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n";
             return socket.write_all(absent).ok();
@@ -272,6 +282,31 @@ async fn messages_for_others_that_come_by_thousands_do_not_fill_the_log() {
     for number in 0..2 {
         let written = rig.lines(number, line);
         assert!(written < 20_000, "{written} lines");
+    }
+    rig.is_unharmed().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_does_not_answer_probes_or_whose_clock_is_behind_is_named() {
+    let _alone = alone().await;
+    let (mut rig, other) = with_a_false_member().await;
+    let listed = rig.client.member_list().await.unwrap();
+    let own = listed.members.iter().find(|it| it.name == "false").unwrap();
+    let named = format!("\"remote-peer-id\":\"{:x}\"", own.id);
+    let said = |rig: &Rig, number: usize, message: &str, field: &str| {
+        let log = rig.cluster.member(number).log();
+        log.iter()
+            .any(|line| line.contains(message) && line.contains(&named) && line.contains(field))
+    };
+    let unhealthy = "prober detected unhealthy status";
+    for number in 0..2 {
+        let status = "got unexpected HTTP status code 404 Not Found";
+        until(unhealthy, || said(&rig, number, unhealthy, status));
+    }
+    *other.shared.clock.lock().unwrap() = Some("2001-02-03T04:05:06.5Z");
+    let drift = "prober found high clock drift";
+    for number in 0..2 {
+        until(drift, || said(&rig, number, drift, "\"clock-drift\":"));
     }
     rig.is_unharmed().await;
 }

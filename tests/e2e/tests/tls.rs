@@ -8,7 +8,10 @@ use keelson_client::{ApiError, Client, Error, Get, Options, Permission, Put, Spa
 use keelson_harness::TestMember;
 use keelson_server::config::Config;
 use keelson_server::url::Url;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
+    IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
+};
 use tempfile::TempDir;
 
 /// Far more than a call takes, and what a refusal costs: a client tries again until then.
@@ -24,6 +27,7 @@ impl Authority {
     fn new() -> Authority {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("ca.pem"), issuer.pem()).unwrap();
@@ -39,6 +43,7 @@ impl Authority {
         let mut params = CertificateParams::default();
         params.distinguished_name.remove(DnType::CommonName);
         params.distinguished_name.push(DnType::CommonName, name);
+        params.serial_number = Some(name.as_bytes().to_vec().into());
         let address = SanType::IpAddress(address.into());
         params.subject_alt_names.push(address);
         let key = KeyPair::generate().unwrap();
@@ -47,6 +52,29 @@ impl Authority {
         std::fs::write(path("crt"), cert.pem()).unwrap();
         std::fs::write(path("key"), key.serialize_pem()).unwrap();
         (path("crt"), path("key"))
+    }
+
+    /// A list of one certificate that counts no more.
+    fn revoke(&self, name: &str) -> PathBuf {
+        let now = rcgen::date_time_ymd(2026, 1, 1);
+        let revoked = RevokedCertParams {
+            serial_number: SerialNumber::from(name.as_bytes().to_vec()),
+            revocation_time: now,
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: now,
+            next_update: rcgen::date_time_ymd(2027, 1, 1),
+            crl_number: SerialNumber::from(vec![1]),
+            issuing_distribution_point: None,
+            revoked_certs: vec![revoked],
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let issuer: &Issuer<'_, KeyPair> = &self.issuer;
+        let path = self.dir.path().join("revoked.crl");
+        std::fs::write(&path, list.signed_by(issuer).unwrap().der()).unwrap();
+        path
     }
 
     /// What a client shows that is called `name`. It comes from an address that its certificate is not
@@ -126,6 +154,21 @@ async fn with_an_authority_for_clients_only_its_own_are_served() {
     assert!(!reads(&member, authority.trusting()).await);
     let stranger = Authority::new();
     let (cert, key) = stranger.sign("alice", [127, 0, 0, 1]);
+    assert!(!reads(&member, authority.trusting().identity(cert, key)).await);
+}
+
+#[tokio::test]
+async fn certificates_of_clients_may_be_revoked_and_narrowed_to_hosts() {
+    let authority = Authority::new();
+    let (ca, revoked) = (authority.ca(), authority.revoke("mallory"));
+    let member = authority.member(move |config| {
+        config.client_tls.trusted_ca_file.clone_from(&ca);
+        config.client_tls.crl_file.clone_from(&revoked);
+        config.client_tls.allowed_hostname = vec!["10.0.0.1".to_owned()];
+    });
+    assert!(reads(&member, authority.client("alice")).await);
+    assert!(!reads(&member, authority.client("mallory")).await);
+    let (cert, key) = authority.sign("bob", [10, 0, 0, 2]);
     assert!(!reads(&member, authority.trusting().identity(cert, key)).await);
 }
 

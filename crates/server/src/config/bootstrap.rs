@@ -1,10 +1,10 @@
 //! The first members of a cluster, for a data directory that holds none yet.
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, ToSocketAddrs};
 
 use super::check::join;
 use super::{Checked, ClusterState, ConfigError, DEFAULT_NAME, quote};
+use crate::addresses::Addresses;
 use crate::url::Url;
 
 /// What a new member is born with; its ids are made from it.
@@ -39,7 +39,8 @@ impl Checked {
     }
 
     /// What a new member is born with. To be called only for a directory without a member: one
-    /// that has been started before does not look at these settings again (api.md 5.1).
+    /// that has been started before does not look at these settings again (api.md 5.1). May wait for the
+    /// resolver, for 30 s at most.
     ///
     /// # Errors
     /// When the list cannot be read, does not hold this member at its advertised peer URLs, or names a
@@ -55,7 +56,10 @@ impl Checked {
         let Some(listed) = members.get(name) else {
             return Err(ConfigError::NotInInitialCluster(name.to_owned()));
         };
-        compare(name, &self.advertise_peer_urls, listed)?;
+        if self.initial_cluster_state == ClusterState::New {
+            // A cluster that runs knows the member's URLs already, by which it finds itself there.
+            compare(name, &self.advertise_peer_urls, listed)?;
+        }
         let mut urls: Vec<&Url> = members.values().flatten().collect();
         urls.sort();
         if urls.windows(2).any(|pair| pair[0] == pair[1]) {
@@ -93,7 +97,8 @@ fn compare(name: &str, advertised: &[Url], listed: &[Url]) -> Result<(), ConfigE
             .collect()
     };
     let (extra, missing) = (only(listed, advertised), only(advertised, listed));
-    if extra.is_empty() && missing.is_empty() || same_addresses(advertised, listed) {
+    let same_texts = extra.is_empty() && missing.is_empty();
+    if same_texts || Addresses::of_system().are_same(advertised, listed) {
         return Ok(());
     }
     let message = if extra.is_empty() {
@@ -109,27 +114,6 @@ fn compare(name: &str, advertised: &[Url], listed: &[Url]) -> Result<(), ConfigE
         )
     };
     Err(ConfigError::InitialClusterUrls(message))
-}
-
-/// Whether the URLs differ only in names of the same addresses (`localhost`, `127.0.0.1`).
-fn same_addresses(left: &[Url], right: &[Url]) -> bool {
-    let resolve = |urls: &[Url]| -> Option<Vec<SocketAddr>> {
-        let one = |url: &Url| -> Option<SocketAddr> {
-            let mut found = url.authority().to_socket_addrs().ok()?.collect::<Vec<_>>();
-            // Go takes an IPv4 address where there is one.
-            found.sort_by_key(SocketAddr::is_ipv6);
-            found.first().copied()
-        };
-        let mut addresses = urls.iter().map(one).collect::<Option<Vec<_>>>()?;
-        addresses.sort();
-        Some(addresses)
-    };
-    left.len() == right.len()
-        && left
-            .iter()
-            .zip(right)
-            .all(|(a, b)| a.scheme() == b.scheme())
-        && resolve(left).is_some_and(|left| Some(left) == resolve(right))
 }
 
 fn named(name: &str, urls: &[Url]) -> String {

@@ -9,11 +9,12 @@ use std::time::Duration;
 use keelson_node::Beginning;
 use keelson_proto::ids::{ClusterId, MemberId};
 use keelson_store::member::member_id;
-use keelson_transport::{MembersAnswer, PeerClient};
+use keelson_transport::{MemberInfo, MembersAnswer, PeerClient};
 use semver::Version;
 use tokio::time::sleep;
 
 use crate::Error;
+use crate::addresses::Addresses;
 use crate::config::{Bootstrap, ClusterState};
 use crate::url::Url;
 
@@ -58,7 +59,8 @@ pub(crate) async fn beginning(
         }
         ClusterState::Existing => {
             let listed = ask_for_members(client, &urls).await?;
-            let (cluster, member) = matched(born, &listed, learners_max)?;
+            let (cluster, member) =
+                matched(born, &listed, learners_max, &mut Addresses::of_system())?;
             check_versions(client, &urls, own_version).await?;
             let others = listed.members.into_iter();
             let others = others.map(|it| (MemberId(it.id), it.peer_urls));
@@ -114,11 +116,13 @@ async fn ask_for_members(client: &PeerClient, urls: &[&Url]) -> Result<MembersAn
     )))
 }
 
-/// Finds each of our members among theirs by its URLs, and so our own id.
+/// Finds each of their members among ours by its URLs, and so our own id. Where texts differ, the
+/// resolver is asked whether they name the same addresses.
 fn matched(
     born: &Bootstrap,
     listed: &MembersAnswer,
     learners_max: usize,
+    addresses: &mut Addresses,
 ) -> Result<(ClusterId, MemberId), Error> {
     let refuse = |why: String| Err(Error::Join(format!("error validating peerURLs: {why}")));
     if born.members.len() != listed.members.len() {
@@ -129,20 +133,15 @@ fn matched(
         ));
     }
     let mut own = None;
-    for (name, urls) in &born.members {
-        let mut ours: Vec<&str> = urls.iter().map(Url::as_str).collect();
-        ours.sort_unstable();
-        let same = |member: &&keelson_transport::MemberInfo| {
-            let mut theirs: Vec<&str> = member.peer_urls.iter().map(String::as_str).collect();
-            theirs.sort_unstable();
-            theirs == ours
-        };
-        let Some(member) = listed.members.iter().find(same) else {
+    for member in &listed.members {
+        let Some(name) = find(born, member, addresses) else {
             return refuse(format!(
-                "unmatched member while checking PeerURLs ({name}: {ours:?})"
+                "PeerURLs: no match found for existing member ({}, {:?})",
+                MemberId(member.id),
+                member.peer_urls
             ));
         };
-        if *name == born.name {
+        if name == born.name {
             own = Some(MemberId(member.id));
         }
     }
@@ -156,6 +155,31 @@ fn matched(
         Some(own) => Ok((listed.cluster, own)),
         None => refuse(format!("couldn't find local name {:?}", born.name)),
     }
+}
+
+/// The name in `--initial-cluster` of a member of the cluster.
+fn find<'a>(
+    born: &'a Bootstrap,
+    member: &MemberInfo,
+    addresses: &mut Addresses,
+) -> Option<&'a str> {
+    let theirs: Result<Vec<Url>, _> = member.peer_urls.iter().map(|it| Url::parse(it)).collect();
+    let theirs = theirs.ok()?;
+    // The same texts first: that asks nobody.
+    let named = |urls: &[Url]| {
+        let sorted = |urls: &[Url]| {
+            let mut urls = urls.to_vec();
+            urls.sort();
+            urls
+        };
+        sorted(urls) == sorted(&theirs)
+    };
+    let by_text = born.members.iter().find(|(_, urls)| named(urls));
+    let found = by_text.or_else(|| {
+        let mut members = born.members.iter();
+        members.find(|(_, urls)| addresses.are_same(urls, &theirs))
+    });
+    found.map(|(name, _)| name.as_str())
 }
 
 /// The cluster must be of a release that this member can serve.
@@ -208,9 +232,17 @@ fn fits(cluster: &Version, own: &Version, downgrading: bool) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use keelson_transport::MemberInfo;
+    use std::io;
 
     use super::*;
+
+    /// Knows `alias` as another name of `h`.
+    fn addresses() -> Addresses {
+        Addresses::of(|host| {
+            let address = host.replace("alias", "10.0.0.1").replace('h', "10.0.0.1");
+            address.parse().map_err(io::Error::other)
+        })
+    }
 
     fn born(members: &[(&str, &str)]) -> Bootstrap {
         Bootstrap {
@@ -246,7 +278,16 @@ mod tests {
             &born,
             &listed(&[(7, "http://h:2", true), (8, "http://h:1", false)]),
             1,
+            &mut addresses(),
         );
+        assert_eq!(found.unwrap(), (ClusterId(9), MemberId(7)));
+    }
+
+    #[test]
+    fn members_that_are_listed_by_other_names_are_found_by_their_addresses() {
+        let born = born(&[("a", "http://alias:1"), ("new", "http://10.0.0.1:2")]);
+        let theirs = listed(&[(7, "http://h:2", true), (8, "http://h:1", false)]);
+        let found = matched(&born, &theirs, 1, &mut addresses());
         assert_eq!(found.unwrap(), (ClusterId(9), MemberId(7)));
     }
 
@@ -278,11 +319,14 @@ mod tests {
     fn lists_that_do_not_match_are_refused() {
         let two = born(&[("a", "http://h:1"), ("new", "http://h:2")]);
         let text = |listed: &MembersAnswer, learners| {
-            matched(&two, listed, learners).unwrap_err().to_string()
+            let found = matched(&two, listed, learners, &mut addresses());
+            found.unwrap_err().to_string()
         };
         assert!(text(&listed(&[(8, "http://h:1", false)]), 1).contains("member count is unequal"));
         let other = listed(&[(7, "http://h:3", false), (8, "http://h:1", false)]);
-        assert!(text(&other, 1).contains("unmatched member while checking PeerURLs"));
+        assert!(
+            text(&other, 1).contains("no match found for existing member (7, [\"http://h:3\"])")
+        );
         let learner = listed(&[(7, "http://h:2", true), (8, "http://h:1", false)]);
         assert_eq!(
             text(&learner, 0),
