@@ -246,6 +246,10 @@ impl Db {
                 return Err(Error::InvalidDatabase);
             }
             file_len = initialise(&*storage, &options)?;
+        } else if !options.read_only && !options.no_sync {
+            // A process that was killed may have left a commit in the system's buffers alone. What is
+            // read here is built upon, and pages that it freed are written over: it must not go again.
+            storage.sync_data().map_err(failed("sync"))?;
         }
         let (meta, page_size) = read_metas(&*storage, file_len, &options)?;
         if meta.size() > file_len {

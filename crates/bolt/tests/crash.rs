@@ -254,3 +254,45 @@ fn without_syncs_a_crash_can_destroy_so_the_test_above_can_fail() {
     }
     assert!(harmed > 0);
 }
+
+#[test]
+fn what_was_read_after_a_kill_survives_a_power_cut() {
+    let mut random = Random(11);
+    for no_freelist_sync in [false, true] {
+        let options = Options {
+            no_freelist_sync,
+            ..Options::default()
+        };
+        let open = |storage: &MemStorage| {
+            Db::open_storage(Box::new(storage.clone()), options.clone()).unwrap()
+        };
+        let base = MemStorage::new();
+        let mut before = Model::new();
+        let first = changes(&mut random);
+        apply_model(&mut before, &first);
+        assert!(apply(&open(&base), &first));
+        let second = changes(&mut random);
+        let mut unsynced = 0;
+        for cut in 0.. {
+            let storage = base.copy();
+            storage.cut_after(None);
+            let db = open(&storage);
+            storage.cut_after(Some(cut));
+            let done = apply(&db, &second);
+            drop(db);
+            // The process is gone; what it had written is in the system's buffers.
+            storage.cut_after(None);
+            let seen = read(&open(&storage).begin_read().unwrap());
+            unsynced += usize::from(!done && seen != before);
+            for _ in 0..8 {
+                let crashed = storage.crash(&mut || random.next());
+                let found = read(&open(&crashed).begin_read().unwrap());
+                assert!(found == seen, "cut {cut}: what was read has gone");
+            }
+            if done {
+                break;
+            }
+        }
+        assert!(unsynced > 0, "a commit that was never synced was seen");
+    }
+}
