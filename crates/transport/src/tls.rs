@@ -21,7 +21,7 @@ use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
@@ -252,6 +252,12 @@ impl Tls {
             .with_single_cert(chain, private_key(&self.config.key)?)
             .map_err(|error| of(&self.config.cert, error))?;
         config.alpn_protocols = self.config.alpn.clone();
+        if wanted {
+            // A session that is taken up again brings the client's certificate along, unchecked: it
+            // may have expired since, or its authority be trusted no more.
+            config.session_storage = Arc::new(NoServerSessionStorage {});
+            config.send_tls13_tickets = 0;
+        }
         Ok(config)
     }
 

@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,6 +17,12 @@ use keelson_transport::tls::{Tls, TlsConfig, TlsVersion, make_own};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
     IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
+};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{
+    ClientConfig, ClientConnection, HandshakeKind, RootCertStore, StreamOwned,
+    SupportedProtocolVersion,
 };
 use tempfile::TempDir;
 
@@ -246,6 +254,51 @@ fn a_certificate_is_only_good_from_an_address_that_it_is_for() {
     };
     let e = member(0xe, lax);
     assert!(speak(&member(0xf, client("f", elsewhere)), &e));
+}
+
+/// What a client asks that shows such a certificate, and would take up its session again.
+fn resuming_client(
+    config: &TlsConfig,
+    version: &'static SupportedProtocolVersion,
+) -> Arc<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    let ca = CertificateDer::from_pem_file(config.trusted_ca.as_ref().unwrap()).unwrap();
+    roots.add(ca).unwrap();
+    let chain = vec![CertificateDer::from_pem_file(&config.cert).unwrap()];
+    let key = PrivateKeyDer::from_pem_file(&config.key).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[version])
+        .unwrap()
+        .with_root_certificates(roots);
+    Arc::new(builder.with_client_auth_cert(chain, key).unwrap())
+}
+
+/// Asks over a new connection; how its handshake went.
+fn handshake(config: &Arc<ClientConfig>, b: &Member) -> HandshakeKind {
+    let name = ServerName::try_from("127.0.0.1").unwrap();
+    let connection = ClientConnection::new(Arc::clone(config), name).unwrap();
+    let socket = TcpStream::connect(&b.address).unwrap();
+    let mut stream = StreamOwned::new(connection, socket);
+    let ask = b"GET /raft/probing HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    stream.write_all(ask).unwrap();
+    let mut answer = Vec::new();
+    // Whether the end is said in TLS too does not matter here.
+    let _end = stream.read_to_end(&mut answer);
+    assert!(answer.starts_with(b"HTTP/1.1 200"), "{answer:?}");
+    stream.conn.handshake_kind().unwrap()
+}
+
+#[test]
+fn a_certificate_is_looked_at_in_every_connection_and_no_session_is_taken_up_again() {
+    let authority = Authority::new();
+    let b = member(0xb, authority.config("b", LOCAL));
+    for version in [&rustls::version::TLS13, &rustls::version::TLS12] {
+        let client = resuming_client(&authority.config("a", LOCAL), version);
+        for _ in 0..3 {
+            assert_eq!(handshake(&client, &b), HandshakeKind::Full, "{version:?}");
+        }
+    }
 }
 
 #[test]

@@ -66,6 +66,9 @@ fn make(dir: &Path, hosts: &[&str], years: u32) -> io::Result<OwnFiles> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P521_SHA512).map_err(io::Error::other)?;
     let cert = params(hosts, not_after).and_then(|params| params.self_signed(&key));
     let cert = cert.map_err(io::Error::other)?;
+    // One that is left without its key must not be taken for the certificate of the new one, should
+    // this end between the two.
+    remove_if_there(&files.cert)?;
     write(&files.key, &key.serialize_pem())?;
     tracing::info!(path = %files.key.display(), "created key file");
     write(&files.cert, &cert.pem())?;
@@ -97,13 +100,21 @@ fn params(hosts: &[&str], not_after: SystemTime) -> Result<CertificateParams, rc
     Ok(params)
 }
 
-/// Writes a file that is there whole or not at all.
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(of(path, error)),
+        _ => Ok(()),
+    }
+}
+
+/// Writes a file that is there whole or not at all, and that nobody else may read.
 fn write(path: &Path, text: &str) -> io::Result<()> {
     let unfinished = path.with_extension("tmp");
+    // What is left of an earlier attempt may have another mode.
+    remove_if_there(&unfinished)?;
     let written = OpenOptions::new()
         .write(true)
-        .create(true)
-        .truncate(true)
+        .create_new(true)
         .mode(0o600)
         .open(&unfinished)
         .and_then(|mut file| {
