@@ -17,20 +17,26 @@ const RESERVED_FILES: usize = 150;
 /// Which part of what may be opened is for connections of other members.
 const PEERS_SHARE: usize = 8;
 
+/// Which part is for connections to listeners for metrics, and how many these are at most.
+const METRICS_SHARE: usize = 16;
+const METRICS_MAX: usize = 256;
+
 /// How many connections there may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ConnectionsMax {
     pub(crate) clients: usize,
+    /// At listeners for nothing but metrics; 0 where there are none.
+    pub(crate) metrics: usize,
     pub(crate) peers: usize,
 }
 
-/// How many connections there may be with so many open files. Those of peers have files of their own:
-/// whatever comes to their port, the log has room for its next segment.
+/// How many connections there may be with so many open files, with listeners for metrics or without.
+/// Each kind has files of its own: whatever comes to any port, the log has room for its next segment.
 ///
 /// # Errors
 ///
 /// [`Error::TooFewFiles`]
-pub(crate) fn connections_max(limit: Option<u64>) -> Result<ConnectionsMax, Error> {
+pub(crate) fn connections_max(limit: Option<u64>, metrics: bool) -> Result<ConnectionsMax, Error> {
     let limit = limit.map_or(usize::MAX, |it| usize::try_from(it).unwrap_or(usize::MAX));
     if limit <= RESERVED_FILES {
         return Err(Error::TooFewFiles {
@@ -39,9 +45,15 @@ pub(crate) fn connections_max(limit: Option<u64>) -> Result<ConnectionsMax, Erro
         });
     }
     let peers = (limit / PEERS_SHARE).clamp(1, keelson_transport::CONNECTIONS_MAX);
-    let left = limit - RESERVED_FILES;
+    let metrics = if metrics {
+        (limit / METRICS_SHARE).clamp(1, METRICS_MAX)
+    } else {
+        0
+    };
+    let left = (limit - RESERVED_FILES).saturating_sub(peers + metrics);
     Ok(ConnectionsMax {
-        clients: left.saturating_sub(peers).clamp(1, Semaphore::MAX_PERMITS),
+        clients: left.clamp(1, Semaphore::MAX_PERMITS),
+        metrics,
         peers,
     })
 }
@@ -89,19 +101,25 @@ mod tests {
 
     #[test]
     fn connections_leave_files_for_the_log() {
-        let of = |limit| connections_max(Some(limit)).unwrap();
-        for (limit, clients, peers) in [
-            (151, 1, 18),
-            (1024, 1024 - 150 - 128, 128),
-            (20_000, 20_000 - 150 - 2048, 2048),
+        for (limit, clients, metrics, peers) in [
+            (151, 1, 0, 18),
+            (1024, 1024 - 150 - 128, 0, 128),
+            (1024, 1024 - 150 - 128 - 64, 64, 128),
+            (20_000, 20_000 - 150 - 2048, 0, 2048),
+            (20_000, 20_000 - 150 - 2048 - 256, 256, 2048),
         ] {
-            assert_eq!(of(limit), ConnectionsMax { clients, peers }, "{limit}");
+            let all = ConnectionsMax {
+                clients,
+                metrics,
+                peers,
+            };
+            assert_eq!(connections_max(Some(limit), metrics > 0).unwrap(), all);
         }
         assert_eq!(
-            connections_max(None).unwrap().clients,
+            connections_max(None, true).unwrap().clients,
             Semaphore::MAX_PERMITS
         );
-        let few = connections_max(Some(150)).unwrap_err();
+        let few = connections_max(Some(150), false).unwrap_err();
         assert!(few.to_string().contains("file descriptor limit"), "{few}");
     }
 

@@ -19,7 +19,7 @@ use tracing::{info, warn};
 
 use crate::Error;
 use crate::config::{AutoCompaction, Checked, ClusterState, Gate};
-use crate::descriptors;
+use crate::descriptors::{self, ConnectionsMax};
 use crate::http::Early;
 use crate::http::peer::PeerRoutes;
 use crate::leader::LeaderLoss;
@@ -132,7 +132,10 @@ impl Member {
         let told_removed = Arc::clone(&env.removed);
         // Sockets first: a busy port is seen before anything is written.
         let sockets = bind(&mut config)?;
-        let connections_max = descriptors::connections_max(descriptors::limit())?;
+        let connections_max = descriptors::connections_max(
+            descriptors::limit(),
+            !config.listen_metrics_urls.is_empty(),
+        )?;
         let threads = serving_threads();
         let tickets = Arc::new(Tickets::new(threads));
         let pool = Pool::start(usize::from(threads)).map_err(|source| Error::Threads {
@@ -205,13 +208,7 @@ impl Member {
             member.compare_with_others()?;
         }
         let sockets = (sockets, tls.clients);
-        member.serve(
-            &config,
-            sockets,
-            transport,
-            threads,
-            connections_max.clients,
-        )?;
+        member.serve(&config, sockets, transport, threads, connections_max)?;
         Ok(member)
     }
 
@@ -234,7 +231,7 @@ impl Member {
         (sockets, tls): (Sockets, Option<Arc<Tls>>),
         transport: Peers,
         threads: u16,
-        connections_max: usize,
+        connections_max: ConnectionsMax,
     ) -> Result<(), Error> {
         let threads_error = |source| Error::Threads {
             what: "the serving threads",
@@ -248,7 +245,7 @@ impl Member {
                 config.grpc_keepalive_interval
             },
             ping_timeout: config.grpc_keepalive_timeout,
-            connections: connections_max,
+            connections: connections_max.clients,
         };
         let Sockets {
             peers,
@@ -261,8 +258,12 @@ impl Member {
             Serving::start(threads, &self.state, limits, draining).map_err(threads_error)
         };
         let mut serving = start(threads)?;
+        let early_limits = Limits {
+            connections: connections_max.metrics,
+            ..limits
+        };
         // Peers and metrics are answered before clients are, and until the end.
-        let mut early = start_early(&self.state, limits).map_err(threads_error)?;
+        let mut early = start_early(&self.state, early_limits).map_err(threads_error)?;
         let of = |url: &Url| tls.clone().filter(|_| url.is_tls());
         let urls = config.listen_metrics_urls.iter();
         let doors = metrics.into_iter().zip(urls).map(|(listener, url)| Door {
