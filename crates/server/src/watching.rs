@@ -7,6 +7,7 @@
 //! in the stream is kept. All of it happens on the thread that serves the streams; its lock is never contended but
 //! by that thread.
 
+mod live;
 mod previous;
 mod stream;
 
@@ -18,13 +19,14 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use keelson_store::watch::{
-    Chunk, FETCH_BYTES, Fetched, Flow, Shard, Spec, State as ShardState, StreamId, Target, fetch,
+    Chunk, FETCH_BYTES, Fetched, Shard, Spec, State as ShardState, StreamId, fetch,
 };
 use keelson_store::{EventRange, EventRecord};
 use tokio::sync::Notify;
 
 use crate::grpc::watch_response::{self as response, Flags};
 use crate::state::State;
+use live::Live;
 pub(crate) use stream::Piece;
 use stream::{Stream, Watch};
 
@@ -220,15 +222,10 @@ impl Hub {
             ..
         } = &mut *core;
         let mut failed = Vec::new();
+        let mut live = Live::new(state, streams, wanted, &mut failed);
         for news in &batches {
             match news {
                 News::Events(batch) => shard.events(batch, &mut |target, revision, events| {
-                    let mut live = Live {
-                        state,
-                        streams,
-                        wanted,
-                        failed: &mut failed,
-                    };
                     live.send(target, revision, events)
                 }),
                 News::Restored(revision) => shard.skip_to(*revision),
@@ -386,71 +383,6 @@ fn fitting(events: &[EventRecord], previous: &[Option<Bytes>], room: usize) -> u
 /// What a client is told whose stream ends because of the database.
 fn unreadable(error: &keelson_store::Error) -> String {
     format!("keelson: history could not be read: {error}")
-}
-
-/// Events on their way to synced watchers.
-struct Live<'a> {
-    state: &'a State,
-    streams: &'a mut BTreeMap<StreamId, Stream>,
-    wanted: &'a mut VecDeque<previous::Wanted>,
-    /// Streams that have to end, and why.
-    failed: &'a mut Vec<(StreamId, String)>,
-}
-
-impl Live<'_> {
-    /// Sends the events of one revision to a synced watcher.
-    fn send(&mut self, target: Target, revision: i64, events: &[&EventRecord]) -> Flow {
-        let Some(stream) = self.streams.get_mut(&target.stream) else {
-            return Flow::Taken;
-        };
-        if stream.is_full() {
-            stream.blocked.push(target.handle);
-            return Flow::Full;
-        }
-        let Some(watch) = stream.watches.get(&target.watch_id) else {
-            return Flow::Taken;
-        };
-        let state = self.state;
-        state
-            .watching
-            .events
-            .fetch_add(events.len() as u64, Ordering::Relaxed);
-        let header = state.header(revision);
-        let max = state.settings.message_max();
-        let fragment = watch.flags.fragment.then_some(max);
-        let mut replaced = Vec::new();
-        if watch.flags.prev_kv {
-            match previous::look(state.shared(), events) {
-                Ok(previous::Found::Here(values)) => replaced = values,
-                Ok(previous::Found::Elsewhere { places, bytes }) => {
-                    let own: usize = events.iter().map(|event| event.record.bytes.len()).sum();
-                    self.wanted.push_back(previous::Wanted {
-                        stream: target.stream,
-                        place: stream.keep_place(target.watch_id, own + bytes),
-                        watch_id: target.watch_id,
-                        header,
-                        fragment,
-                        events: events.iter().map(|&event| event.clone()).collect(),
-                        places,
-                        bytes,
-                    });
-                    return Flow::Taken;
-                }
-                Err(error) => {
-                    tracing::error!(%error, "failed to read the previous values of events");
-                    let reason = unreadable(&error);
-                    // At once: what comes next must not be sent without this.
-                    stream.break_off(reason.clone());
-                    self.failed.push((target.stream, reason));
-                    return Flow::Taken;
-                }
-            }
-        }
-        for bytes in response::events(&header, target.watch_id, events, &replaced, fragment) {
-            stream.push(bytes, Some(target.watch_id));
-        }
-        Flow::Taken
-    }
 }
 
 impl Core {

@@ -71,11 +71,16 @@ impl Framed {
 
 /// A buffer with the prefix of a message of `len` bytes, and room for `room` bytes of it.
 pub(crate) fn begin(len: u64, room: usize) -> BytesMut {
-    let len = u32::try_from(len).expect("callers refuse messages past MESSAGE_MAX");
     let mut out = BytesMut::with_capacity(PREFIX + room);
+    put_prefix(len, &mut out);
+    out
+}
+
+/// Writes the prefix of a message of `len` bytes.
+pub(crate) fn put_prefix(len: u64, out: &mut BytesMut) {
+    let len = u32::try_from(len).expect("callers refuse messages past MESSAGE_MAX");
     out.put_u8(0);
     out.put_u32(len);
-    out
 }
 
 /// Writes a length-delimited field that holds a message.

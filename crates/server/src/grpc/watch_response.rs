@@ -81,6 +81,79 @@ impl Item<'_> {
     }
 }
 
+/// Some events as every watcher gets them that wants just these, encoded once: a response is made of it by
+/// its watcher's id alone.
+#[derive(Clone, Debug)]
+pub(crate) struct Encoded {
+    /// The field of the header, then those of the events.
+    fields: Bytes,
+    header_len: usize,
+}
+
+impl Encoded {
+    /// Encodes events; `previous` is what each replaced, or empty.
+    pub(crate) fn new(
+        header: &ResponseHeader,
+        events: &[&EventRecord],
+        previous: &[Option<Bytes>],
+    ) -> Encoded {
+        Encoded::items(header, &items(events, previous))
+    }
+
+    fn items(header: &ResponseHeader, items: &[Item<'_>]) -> Encoded {
+        let header_len = splice::header_len(header);
+        let len = header_len + items.iter().map(Item::len).sum::<u64>();
+        let mut out = BytesMut::with_capacity(usize::try_from(len).unwrap_or_default());
+        splice::put_message(1, header, &mut out);
+        let header_len = out.len();
+        for item in items {
+            item.put(&mut out);
+        }
+        Encoded {
+            fields: out.freeze(),
+            header_len,
+        }
+    }
+
+    /// How long the response to a watcher is, with its prefix.
+    pub(crate) fn response_len(&self, watch_id: i64) -> usize {
+        splice::PREFIX + usize::try_from(self.message_len(watch_id)).unwrap_or(usize::MAX)
+    }
+
+    fn message_len(&self, watch_id: i64) -> u64 {
+        self.fields.len() as u64 + splice::int_len(WATCH_ID, watch_id)
+    }
+
+    /// Writes the response to a watcher up to where [`Encoded::events`] are to follow.
+    pub(crate) fn put_head(&self, watch_id: i64, out: &mut BytesMut) {
+        splice::put_prefix(self.message_len(watch_id), out);
+        out.extend_from_slice(&self.fields[..self.header_len]);
+        splice::put_int(WATCH_ID, watch_id, out);
+    }
+
+    /// The fields of the events: the end of each response.
+    pub(crate) fn events(&self) -> Bytes {
+        self.fields.slice(self.header_len..)
+    }
+
+    /// Writes the response to a watcher.
+    pub(crate) fn put_response(&self, watch_id: i64, out: &mut BytesMut) {
+        self.put_head(watch_id, out);
+        out.extend_from_slice(&self.fields[self.header_len..]);
+    }
+}
+
+fn items<'a>(events: &[&'a EventRecord], previous: &'a [Option<Bytes>]) -> Vec<Item<'a>> {
+    let none = std::iter::repeat(&None);
+    let with_previous = events.iter().zip(previous.iter().chain(none));
+    with_previous
+        .map(|(event, prev)| Item {
+            event,
+            prev: prev.as_ref(),
+        })
+        .collect()
+}
+
 /// Events of one watcher, as one response; where it takes pieces, as several from `fragment` bytes on.
 /// `previous` is what each event replaced, or empty.
 pub(crate) fn events(
@@ -90,21 +163,29 @@ pub(crate) fn events(
     previous: &[Option<Bytes>],
     fragment: Option<usize>,
 ) -> Vec<Bytes> {
-    let none = std::iter::repeat(&None);
-    let items: Vec<Item<'_>> = events
-        .iter()
-        .zip(previous.iter().chain(none))
-        .map(|(event, prev)| Item {
-            event,
-            prev: prev.as_ref(),
-        })
-        .collect();
+    pieces(header, watch_id, events, previous, fragment).unwrap_or_else(|| {
+        let encoded = Encoded::new(header, events, previous);
+        let mut out = BytesMut::with_capacity(encoded.response_len(watch_id));
+        encoded.put_response(watch_id, &mut out);
+        vec![out.freeze()]
+    })
+}
+
+/// Events of one watcher that takes pieces, as several responses; `None` if one will do.
+pub(crate) fn pieces(
+    header: &ResponseHeader,
+    watch_id: i64,
+    events: &[&EventRecord],
+    previous: &[Option<Bytes>],
+    fragment: Option<usize>,
+) -> Option<Vec<Bytes>> {
+    let max = fragment.filter(|_| events.len() > 1)? as u64;
+    let items = items(events, previous);
     let fixed = splice::header_len(header) + splice::int_len(WATCH_ID, watch_id);
     let whole = fixed + items.iter().map(Item::len).sum::<u64>();
-    let max = match fragment {
-        Some(max) if items.len() > 1 && whole >= max as u64 => max as u64,
-        _ => return vec![message(header, watch_id, &items, false)],
-    };
+    if whole < max {
+        return None;
+    }
     let mut pieces = Vec::new();
     let mut rest = items.as_slice();
     while !rest.is_empty() {
@@ -114,21 +195,22 @@ pub(crate) fn events(
             len < max
         });
         let (piece, after) = rest.split_at(fitting.count().max(1));
-        pieces.push(message(header, watch_id, piece, !after.is_empty()));
+        pieces.push(fragment_of(header, watch_id, piece, !after.is_empty()));
         rest = after;
     }
-    pieces
+    Some(pieces)
 }
 
-fn message(header: &ResponseHeader, watch_id: i64, items: &[Item<'_>], fragment: bool) -> Bytes {
+/// One of several responses; `more` if others follow it.
+fn fragment_of(header: &ResponseHeader, watch_id: i64, items: &[Item<'_>], more: bool) -> Bytes {
     let len = splice::header_len(header)
         + splice::int_len(WATCH_ID, watch_id)
-        + splice::int_len(FRAGMENT, i64::from(fragment))
+        + splice::int_len(FRAGMENT, i64::from(more))
         + items.iter().map(Item::len).sum::<u64>();
     let mut out = splice::begin(len, usize::try_from(len).unwrap_or_default());
     splice::put_message(1, header, &mut out);
     splice::put_int(WATCH_ID, watch_id, &mut out);
-    splice::put_int(FRAGMENT, i64::from(fragment), &mut out);
+    splice::put_int(FRAGMENT, i64::from(more), &mut out);
     for item in items {
         item.put(&mut out);
     }
@@ -230,7 +312,7 @@ mod tests {
                 prev: Some(&put_bytes),
             },
         ];
-        let bytes = message(&header, 3, &items, true);
+        let bytes = fragment_of(&header, 3, &items, true);
         let decoded = WatchResponse::decode(bytes.slice(splice::PREFIX..)).unwrap();
         let kv = KeyValue::decode(&put[..]).unwrap();
         let gone = KeyValue {
@@ -255,6 +337,17 @@ mod tests {
                 },
             ],
             ..Default::default()
+        };
+        assert_eq!(decoded, expected);
+        // Whole, it is the same but for the mark of a piece.
+        let encoded = Encoded::items(&header, &items);
+        let mut out = BytesMut::new();
+        encoded.put_response(3, &mut out);
+        assert_eq!(out.len(), encoded.response_len(3));
+        let decoded = WatchResponse::decode(out.freeze().slice(splice::PREFIX..)).unwrap();
+        let expected = WatchResponse {
+            fragment: false,
+            ..expected
         };
         assert_eq!(decoded, expected);
     }

@@ -10,7 +10,7 @@ use bytes::{Bytes, BytesMut};
 use keelson_store::watch::Handle;
 
 use crate::grpc::splice;
-use crate::grpc::watch_response::Flags;
+use crate::grpc::watch_response::{Encoded, Flags};
 
 /// Bytes that may wait to be sent on one stream; its watchers lag beyond that. What is queued may be more
 /// by one response: the events of a revision are not parted.
@@ -57,6 +57,11 @@ struct Queued {
 
 enum Content {
     Here(Bytes),
+    /// Events that others may get as well: they take no room of their own here.
+    Events {
+        watch_id: i64,
+        encoded: Encoded,
+    },
     /// Its values are being read.
     Awaited {
         place: Place,
@@ -80,7 +85,21 @@ impl Content {
     fn len(&self) -> usize {
         match self {
             Content::Here(bytes) => bytes.len(),
+            Content::Events { watch_id, encoded } => encoded.response_len(*watch_id),
             Content::Awaited { len, .. } => *len,
+        }
+    }
+
+    fn is_awaited(&self) -> bool {
+        matches!(self, Content::Awaited { .. })
+    }
+
+    /// Writes it behind what goes out with it; what is awaited is not there to be written.
+    fn put(&self, out: &mut BytesMut) {
+        match self {
+            Content::Here(bytes) => out.extend_from_slice(bytes),
+            Content::Events { watch_id, encoded } => encoded.put_response(*watch_id, out),
+            Content::Awaited { .. } => {}
         }
     }
 }
@@ -111,12 +130,21 @@ impl Stream {
 
     /// Queues a response; not on a stream that has to end.
     pub(super) fn push(&mut self, bytes: Bytes, events_of: Option<i64>) {
+        self.queue(Content::Here(bytes), events_of);
+    }
+
+    /// Queues events for a watcher; not on a stream that has to end.
+    pub(super) fn push_events(&mut self, watch_id: i64, encoded: Encoded) {
+        self.queue(Content::Events { watch_id, encoded }, Some(watch_id));
+    }
+
+    fn queue(&mut self, content: Content, events_of: Option<i64>) {
         if self.broken.is_some() {
             return;
         }
-        self.queued_bytes += bytes.len();
+        self.queued_bytes += content.len();
         self.queue.push_back(Queued {
-            content: Content::Here(bytes),
+            content,
             events_of,
             begun: false,
         });
@@ -188,16 +216,24 @@ impl Stream {
     pub(super) fn next_piece(&mut self) -> Option<Piece> {
         self.skip_ended();
         let next = self.queue.front_mut()?;
-        let Content::Here(bytes) = &mut next.content else {
-            return None;
+        let first = !next.begun;
+        let part = match &mut next.content {
+            Content::Awaited { .. } => return None,
+            Content::Here(bytes) if first && bytes.len() <= PIECE => return self.pack(),
+            Content::Here(bytes) => bytes.split_to(bytes.len().min(PIECE)),
+            Content::Events { watch_id, encoded } if encoded.response_len(*watch_id) <= PACK => {
+                return self.pack();
+            }
+            // Not copied: the events go out as they are, behind a head of their own.
+            Content::Events { watch_id, encoded } => {
+                let mut head = BytesMut::new();
+                encoded.put_head(*watch_id, &mut head);
+                next.content = Content::Here(encoded.events());
+                head.freeze()
+            }
         };
-        if !next.begun && bytes.len() <= PIECE {
-            let chunk = self.pack()?;
-            return Some(Piece { chunk, last: true });
-        }
-        let first = !std::mem::replace(&mut next.begun, true);
-        let last = bytes.len() <= PIECE;
-        let part = bytes.split_to(bytes.len().min(PIECE));
+        next.begun = true;
+        let last = next.content.len() == 0;
         self.queued_bytes -= part.len();
         if last {
             self.queue.pop_front();
@@ -212,37 +248,36 @@ impl Stream {
 
     /// Takes out the next response, with those behind it as far as they fit into one frame: a frame
     /// of HTTP/2 costs more than a small response. What a watcher got that has ended is left out.
-    fn pack(&mut self) -> Option<splice::Chunk> {
+    fn pack(&mut self) -> Option<Piece> {
         let first = self.pop(usize::MAX)?;
-        let mut packed = BytesMut::new();
-        let mut messages = 1;
-        while let Some(next) = self.pop(PACK.saturating_sub(first.len().max(packed.len()))) {
-            if packed.is_empty() {
-                packed.reserve(PACK.min(first.len() + next.len() + self.queued_bytes));
-                packed.extend_from_slice(&first);
+        let room = PACK.saturating_sub(first.len());
+        let (bytes, messages) = match (first, self.pop(room)) {
+            (Content::Here(bytes), None) => (bytes, 1),
+            (first, second) => {
+                let all = first.len() + second.as_ref().map_or(0, Content::len) + self.queued_bytes;
+                let mut packed = BytesMut::with_capacity(all.min(PACK));
+                first.put(&mut packed);
+                let mut messages = 1;
+                let mut next = second;
+                while let Some(content) = next {
+                    content.put(&mut packed);
+                    messages += 1;
+                    next = self.pop(PACK.saturating_sub(packed.len()));
+                }
+                (packed.freeze(), messages)
             }
-            packed.extend_from_slice(&next);
-            messages += 1;
-        }
-        let bytes = if packed.is_empty() {
-            first
-        } else {
-            packed.freeze()
         };
-        Some(splice::Chunk::packed(bytes, messages))
+        let chunk = splice::Chunk::packed(bytes, messages);
+        Some(Piece { chunk, last: true })
     }
 
     /// Takes out the next response, if it is there and no longer than `most`.
-    fn pop(&mut self, most: usize) -> Option<Bytes> {
+    fn pop(&mut self, most: usize) -> Option<Content> {
         self.skip_ended();
-        let fits = |next: &mut Queued| matches!(&next.content, Content::Here(bytes) if bytes.len() <= most);
-        match self.queue.pop_front_if(fits)?.content {
-            Content::Here(bytes) => {
-                self.queued_bytes -= bytes.len();
-                Some(bytes)
-            }
-            Content::Awaited { .. } => None,
-        }
+        let fits = |next: &mut Queued| !next.content.is_awaited() && next.content.len() <= most;
+        let content = self.queue.pop_front_if(fits)?.content;
+        self.queued_bytes -= content.len();
+        Some(content)
     }
 
     /// Drops what stands at the front for watchers that have ended.
@@ -258,7 +293,9 @@ impl Stream {
 
 #[cfg(test)]
 mod tests {
+    use keelson_proto::rpc::etcdserverpb::ResponseHeader;
     use keelson_store::watch::{Filters, Shard, Spec, StreamId};
+    use keelson_store::{EventRecord, Record, Revision, record};
 
     use super::*;
 
@@ -271,7 +308,7 @@ mod tests {
         stream.push(Bytes::from(vec![1; PACK]), None);
         stream.push(Bytes::from_static(b"last"), None);
         let pieces: Vec<_> = std::iter::from_fn(|| stream.pack()).collect();
-        let bytes: Vec<_> = pieces.iter().map(splice::Chunk::bytes).collect();
+        let bytes: Vec<_> = pieces.iter().map(|piece| piece.chunk.bytes()).collect();
         assert_eq!(bytes, [&b"createdcanceled"[..], &[1; PACK], b"last"]);
         assert_eq!(stream.queued_bytes, 0);
     }
@@ -295,6 +332,77 @@ mod tests {
         pieces
             .flat_map(|piece| piece.chunk.bytes().to_vec())
             .collect()
+    }
+
+    /// One event with a value of so many bytes.
+    fn encoded(value_len: usize) -> Encoded {
+        let mut bytes = Vec::new();
+        record::encode(b"k", 9, 9, 1, &vec![7; value_len], 0, &mut bytes);
+        let event = EventRecord {
+            revision: Revision { main: 9, sub: 0 },
+            record: Record {
+                bytes: bytes.into(),
+                tombstone: false,
+            },
+        };
+        Encoded::new(&ResponseHeader::default(), &[&event], &[])
+    }
+
+    fn response(encoded: &Encoded, watch_id: i64) -> BytesMut {
+        let mut out = BytesMut::new();
+        encoded.put_response(watch_id, &mut out);
+        out
+    }
+
+    #[test]
+    fn small_events_of_several_watchers_are_packed_each_with_its_id() {
+        let mut stream = Stream::default();
+        let encoded = encoded(100);
+        for id in [1, 2, 300] {
+            stream.watches.insert(id, watch());
+            stream.push_events(id, encoded.clone());
+        }
+        let all = [1, 2, 300].map(|id| response(&encoded, id)).concat();
+        assert_eq!(stream.queued_bytes(), all.len());
+        let piece = stream.next_piece().unwrap();
+        assert_eq!((piece.chunk.bytes(), piece.last), (&all[..], true));
+        assert_eq!(piece.chunk.messages(), 3);
+        assert_eq!((stream.queued(), stream.queued_bytes()), (0, 0));
+    }
+
+    #[test]
+    fn large_events_go_to_each_watcher_as_they_are_without_a_copy() {
+        let encoded = encoded(PIECE + 10);
+        let events = encoded.events();
+        let mut stream = Stream::default();
+        for id in [1, 2] {
+            stream.watches.insert(id, watch());
+            stream.push_events(id, encoded.clone());
+        }
+        for id in [1, 2] {
+            let pieces: Vec<_> = (0..3).filter_map(|_| stream.next_piece()).collect();
+            assert_eq!([false, false, true], [0, 1, 2].map(|at| pieces[at].last));
+            let bytes: Vec<_> = pieces.iter().map(|it| it.chunk.bytes()).collect();
+            assert_eq!(bytes.concat(), response(&encoded, id));
+            assert_eq!(bytes[1].as_ptr(), events.as_ptr());
+            let messages: u64 = pieces.iter().map(|it| it.chunk.messages()).sum();
+            assert_eq!(messages, 1);
+        }
+        assert_eq!((stream.queued(), stream.queued_bytes()), (0, 0));
+    }
+
+    #[test]
+    fn large_events_that_have_begun_are_finished_though_their_watcher_ends() {
+        let mut stream = Stream::default();
+        let encoded = encoded(PACK);
+        stream.watches.insert(1, watch());
+        stream.push_events(1, encoded.clone());
+        stream.push_events(1, encoded.clone());
+        let mut bytes = stream.next_piece().unwrap().chunk.bytes().to_vec();
+        stream.watches.clear();
+        bytes.extend(sent(&mut stream));
+        assert_eq!(bytes, response(&encoded, 1), "and the second is left out");
+        assert_eq!((stream.queued(), stream.queued_bytes()), (0, 0));
     }
 
     #[test]

@@ -305,6 +305,7 @@ impl Shard {
                 .matching(key, &mut |watcher| matches.push((watcher, place)));
         }
         matches.sort_unstable();
+        let mut wanted: Vec<&EventRecord> = Vec::new();
         for group in matches.chunk_by(|a, b| a.0 == b.0) {
             let slot = &mut self.slots[group[0].0 as usize];
             let watcher = slot
@@ -314,11 +315,9 @@ impl Shard {
             if watcher.phase != Phase::Synced || watcher.next > main {
                 continue;
             }
-            let wanted: Vec<&EventRecord> = group
-                .iter()
-                .map(|(_, place)| &events[*place as usize])
-                .filter(|event| watcher.spec.filters.pass(event))
-                .collect();
+            let events = group.iter().map(|(_, place)| &events[*place as usize]);
+            wanted.clear();
+            wanted.extend(events.filter(|event| watcher.spec.filters.pass(event)));
             if wanted.is_empty() {
                 continue;
             }
