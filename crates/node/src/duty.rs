@@ -55,6 +55,8 @@ pub(crate) enum DutyEvent {
     FirstCommit,
     /// A request of this member came to an end.
     Done(Duty, Result<(), ApiError>),
+    /// A snapshot of the leader has taken the place of the state.
+    Restored,
     /// The entry was applied that removes this member.
     Removed,
 }
@@ -160,9 +162,17 @@ impl Duties {
                 | Duty::LeaseCheckpoint
                 | Duty::CorruptAlarm,
                 _,
-            ) => {}
+            )
+            | DutyEvent::Restored => {}
         }
         false
+    }
+
+    /// Takes that the state as of a snapshot has the attributes that are to be told; true if the member is
+    /// published by it. The entry that told them lies before the snapshot, so it will not be applied here,
+    /// and nobody would hear of it until the next attempt.
+    fn found_attributes(&mut self) -> bool {
+        self.publish_at.take().is_some()
     }
 
     /// What is due now.
@@ -256,17 +266,20 @@ impl DutyWorker {
     /// Takes in what came, and carries out what is due.
     pub(crate) fn turn(&mut self, events: &mut Vec<DutyEvent>) {
         let now = self.links.env.clock.now();
+        let membership = self.links.shared.members();
         for event in events.drain(..) {
             match &event {
                 DutyEvent::Done(Duty::Compaction, result) => self.log_compaction(result),
                 DutyEvent::Done(Duty::Publish, Err(error)) => self.not_published(error),
                 _ => {}
             }
-            if self.duties.take(&event, now) {
+            let restored = matches!(event, DutyEvent::Restored);
+            if self.duties.take(&event, now)
+                || (restored && self.is_told(&membership) && self.duties.found_attributes())
+            {
                 self.published();
             }
         }
-        let membership = self.links.shared.members();
         let revision = self.links.shared.revision();
         let facts = Facts {
             now,
@@ -278,6 +291,14 @@ impl DutyWorker {
         for action in self.duties.due(&facts) {
             self.carry_out(action, &membership);
         }
+    }
+
+    /// Whether these members know the attributes of this one.
+    fn is_told(&self, membership: &Membership) -> bool {
+        let config = &self.links.config;
+        membership
+            .member(self.links.identity.member)
+            .is_some_and(|own| own.name == config.name && own.client_urls == config.client_urls)
     }
 
     fn published(&self) {

@@ -5,6 +5,7 @@ use keelson_store::Store;
 
 use super::{Applier, SliceState};
 use crate::commit::CommitRequest;
+use crate::duty::DutyEvent;
 use crate::{Error, versions};
 
 impl Applier {
@@ -58,6 +59,7 @@ impl Applier {
             .replace(links.other_members(self.store.members()));
         links.watchers.restored(self.store.shared().revision());
         self.finish_batch();
+        drop(links.duty.push_always(DutyEvent::Restored, 1));
         tracing::info!(
             "current-snapshot-index" = applied.0,
             "current-applied-index" = applied.0,

@@ -181,3 +181,13 @@ fn a_lone_member_of_the_version_downgraded_to_ends_the_downgrade() {
     members.apply(change, &mut Vec::new());
     assert!(!due(&mut held, at(10_000), &members).contains(&end));
 }
+
+#[test]
+fn attributes_that_a_snapshot_has_are_not_told_again() {
+    let mut duties = duties();
+    let members = membership(Some("3.7.0"), None);
+    assert_eq!(due(&mut duties, at(0), &members), [Action::Publish]);
+    assert!(duties.found_attributes());
+    assert!(!duties.found_attributes(), "ready once");
+    assert!(!due(&mut duties, at(20_000), &members).contains(&Action::Publish));
+}
