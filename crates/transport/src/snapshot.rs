@@ -1,10 +1,10 @@
 //! Snapshots in requests of their own: a message with its length before it, and then the database's
 //! file, streamed from whoever has it to whoever stores it.
 //!
-//! 1. No more of a file than a few parts of 64 KiB is in memory at once, on either side.
+//! 1. No more of a file than a few parts is in memory at once, on either side.
 //! 2. A file that cannot be read to its end breaks the connection: etcd takes whatever ends well.
-//! 3. Between members of this kind the length goes ahead in a header and a SHA-256 follows in a
-//!    trailer; etcd sends neither, and looks at neither.
+//! 3. Between members of this kind the length goes ahead in a header and a checksum ([`Sum`])
+//!    follows in a trailer; etcd sends neither, and looks at neither.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,20 +16,25 @@ use crate::stats::{PeerStats, SnapshotStats, add};
 
 mod receive;
 mod send;
+mod sum;
 
 pub(crate) use receive::receive;
 pub(crate) use send::send;
+use sum::Sum;
 
 const PATH: &str = "/raft/snapshot";
 
 /// Header: how many bytes the file has.
 const FILE_BYTES: HeaderName = HeaderName::from_static("x-keelson-snapshot-bytes");
 
-/// Trailer: the file's SHA-256, in hex.
-const FILE_SHA256: HeaderName = HeaderName::from_static("x-keelson-snapshot-sha256");
+/// Trailer: the file's checksum, in hex.
+const FILE_SUM: HeaderName = HeaderName::from_static("x-keelson-snapshot-sum");
+
+/// How much of a file goes from thread to thread at once, in bytes: each time somebody is woken.
+const PART_BYTES: usize = 256 << 10;
 
 /// How many parts may wait for the other side of a channel.
-const PARTS_WAITING: usize = 8;
+const PARTS_WAITING: usize = 4;
 
 /// Counts a transfer from its beginning to its end, whichever way that comes.
 struct Transfer {
@@ -62,10 +67,6 @@ impl Drop for Transfer {
             add(&stats.failures, 1);
         }
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A size as logs show it: powers of 1000, one digit after the point below 10.

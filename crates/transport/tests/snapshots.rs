@@ -96,9 +96,14 @@ fn a_snapshot_for_another_member_is_refused_before_its_file_comes() {
 
 /// A request as etcd sends it: neither length nor checksum.
 fn from_etcd(b: &Member, frame: &[u8], file: &[u8], end: &[u8]) -> String {
+    request(b, "", frame, file, end)
+}
+
+fn request(b: &Member, headers: &str, frame: &[u8], file: &[u8], end: &[u8]) -> String {
     let head = b.head("POST /raft/snapshot", MemberId(0xa));
     let mut request =
-        format!("{head}Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n").into_bytes();
+        format!("{head}{headers}Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n")
+            .into_bytes();
     for part in [frame, file] {
         if !part.is_empty() {
             request.extend_from_slice(format!("{:x}\r\n", part.len()).as_bytes());
@@ -110,12 +115,52 @@ fn from_etcd(b: &Member, frame: &[u8], file: &[u8], end: &[u8]) -> String {
     b.raw(&request)
 }
 
-#[test]
-fn snapshots_of_etcd_are_taken_without_length_and_checksum() {
-    let b = Member::start(0xb);
+/// What goes before the file.
+fn frame(b: &Member) -> Vec<u8> {
     let message = snapshot(MemberId(0xa), b.id).encode();
     let mut frame = (message.len() as u64).to_be_bytes().to_vec();
     frame.extend_from_slice(&message);
+    frame
+}
+
+#[test]
+fn a_snapshot_is_refused_where_length_or_checksum_are_not_what_was_announced() {
+    let b = Member::start(0xb);
+    let send = |bytes: usize, file: &[u8], sum: Option<&str>| {
+        let headers =
+            format!("X-Keelson-Snapshot-Bytes: {bytes}\r\nTrailer: X-Keelson-Snapshot-Sum\r\n");
+        let trailer = sum.map_or(String::new(), |sum| {
+            format!("X-Keelson-Snapshot-Sum: {sum}\r\n")
+        });
+        let end = format!("0\r\n{trailer}\r\n");
+        request(&b, &headers, &frame(&b), file, end.as_bytes())
+    };
+    let file = vec![7; 100_000];
+    let refused = |answer: &str, reason: &str| {
+        assert!(answer.starts_with("HTTP/1.1 500 "), "{answer}");
+        assert!(answer.contains(reason), "{answer}");
+    };
+    refused(
+        &send(100_001, &file, Some("")),
+        "100000 bytes came of 100001",
+    );
+    refused(&send(100_000, &file, None), "did not come");
+    let answer = send(100_000, &file, Some("00"));
+    refused(&answer, "the sender's is 00");
+    // It says what the right one is.
+    let (_, rest) = answer.split_once("the checksum is ").unwrap();
+    let (right, _) = rest.split_once(',').unwrap();
+    let answer = send(100_000, &file, Some(right));
+    assert!(answer.starts_with("HTTP/1.1 204 "), "{answer}");
+    let taken = b.heard.snapshots.lock().unwrap();
+    let good: Vec<bool> = taken.iter().map(|(_, taken)| taken.is_ok()).collect();
+    assert_eq!(good, [false, false, false, true]);
+}
+
+#[test]
+fn snapshots_of_etcd_are_taken_without_length_and_checksum() {
+    let b = Member::start(0xb);
+    let frame = frame(&b);
     let answer = from_etcd(&b, &frame, &[7; 100_000], b"0\r\n\r\n");
     assert!(answer.starts_with("HTTP/1.1 204 "), "{answer}");
     assert_eq!(b.heard.snapshots.lock().unwrap()[0].1, Ok(100_000));

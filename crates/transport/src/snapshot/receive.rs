@@ -9,10 +9,9 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use keelson_proto::ids::MemberId;
 use keelson_proto::message::{Message, MessageKind};
-use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
-use super::{FILE_BYTES, FILE_SHA256, PARTS_WAITING, Transfer, hex, human};
+use super::{FILE_BYTES, FILE_SUM, PART_BYTES, PARTS_WAITING, Sum, Transfer, human};
 use crate::body::Body;
 use crate::codec::{ENVELOPE_BYTES_MAX, within};
 use crate::dial::Patience;
@@ -21,38 +20,49 @@ use crate::inbound::SnapshotRefused;
 use crate::peers::Context;
 use crate::stats::add;
 
+/// The most pieces of a part: each may hold on to a whole buffer of the connection.
+const PIECES_MAX: usize = 64;
+
 /// What comes to whoever stores the file.
 enum Arrival {
-    Data(Bytes),
-    End { sha256: Option<String> },
+    /// A part, in the pieces that it came in.
+    Data(Vec<Bytes>),
+    End {
+        sum: Option<String>,
+    },
     Broken(io::Error),
 }
 
 /// The file as it arrives, for a thread that may block.
 struct Arriving {
     arrivals: mpsc::Receiver<Arrival>,
-    part: Bytes,
+    /// What is being read.
+    piece: Bytes,
+    /// What comes after it.
+    pieces: std::vec::IntoIter<Bytes>,
     promised: Option<u64>,
     taken: u64,
-    hash: Option<Sha256>,
+    sum: Option<Sum>,
     over: bool,
 }
 
 impl Arriving {
     /// The end has come: whether the file is what was promised.
-    fn check_end(&mut self, sha256: Option<&str>) -> io::Result<usize> {
+    fn check_end(&mut self, promised: Option<&str>) -> io::Result<usize> {
         let bad = |text: String| Err(io::Error::new(io::ErrorKind::InvalidData, text));
         if let Some(promised) = self.promised
             && promised != self.taken
         {
             return bad(format!("{} bytes came of {promised}", self.taken));
         }
-        if let Some(hash) = self.hash.take() {
-            let found = hex(&hash.finalize());
-            match sha256 {
+        if let Some(sum) = self.sum.take() {
+            let found = sum.finish();
+            match promised {
                 Some(promised) if promised == found => {}
                 Some(promised) => {
-                    return bad(format!("SHA-256 is {found}, the sender's is {promised}"));
+                    return bad(format!(
+                        "the checksum is {found}, the sender's is {promised}"
+                    ));
                 }
                 None => return bad("the checksum that was promised did not come".to_owned()),
             }
@@ -63,24 +73,28 @@ impl Arriving {
 
 impl Read for Arriving {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.part.is_empty() {
+        while self.piece.is_empty() {
+            if let Some(piece) = self.pieces.next() {
+                self.piece = piece;
+                continue;
+            }
             if self.over {
                 return Ok(0);
             }
             match self.arrivals.blocking_recv() {
-                Some(Arrival::Data(part)) => self.part = part,
-                Some(Arrival::End { sha256 }) => {
-                    self.check_end(sha256.as_deref())?;
+                Some(Arrival::Data(pieces)) => self.pieces = pieces.into_iter(),
+                Some(Arrival::End { sum }) => {
+                    self.check_end(sum.as_deref())?;
                     self.over = true;
                 }
                 Some(Arrival::Broken(error)) => return Err(error),
                 None => return Err(io::ErrorKind::UnexpectedEof.into()),
             }
         }
-        let count = self.part.len().min(buffer.len());
-        self.part.copy_to_slice(&mut buffer[..count]);
-        if let Some(hash) = &mut self.hash {
-            hash.update(&buffer[..count]);
+        let count = self.piece.len().min(buffer.len());
+        self.piece.copy_to_slice(&mut buffer[..count]);
+        if let Some(sum) = &mut self.sum {
+            sum.update(&buffer[..count]);
         }
         self.taken += count as u64;
         Ok(count)
@@ -173,10 +187,11 @@ pub(crate) async fn receive(
     let (sender, arrivals) = mpsc::channel(PARTS_WAITING);
     let mut arriving = Arriving {
         arrivals,
-        part: rest.freeze(),
+        piece: rest.freeze(),
+        pieces: Vec::new().into_iter(),
         promised: number(&head.headers),
         taken: 0,
-        hash: promises_checksum(&head.headers).then(Sha256::new),
+        sum: promises_checksum(&head.headers).then(Sum::default),
         over: false,
     };
     let inbound = Arc::clone(&context.inbound);
@@ -243,38 +258,46 @@ fn promises_checksum(headers: &HeaderMap) -> bool {
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|text| text.split(','))
-        .any(|name| name.trim().eq_ignore_ascii_case(FILE_SHA256.as_str()))
+        .any(|name| name.trim().eq_ignore_ascii_case(FILE_SUM.as_str()))
 }
 
 /// Gives what arrives to the thread that stores it, no faster than it is taken.
 async fn forward(body: &mut Incoming, arrivals: mpsc::Sender<Arrival>) {
-    let mut sha256 = None;
-    loop {
-        let arrival = match body.frame().await {
-            None => Arrival::End {
-                sha256: sha256.take(),
-            },
+    let mut sum = None;
+    let (mut part, mut bytes) = (Vec::new(), 0);
+    let end = loop {
+        match body.frame().await {
+            None => break Arrival::End { sum },
             Some(Err(error)) => {
                 let text = crate::dial::root_cause(&error);
-                Arrival::Broken(io::Error::new(io::ErrorKind::UnexpectedEof, text))
+                break Arrival::Broken(io::Error::new(io::ErrorKind::UnexpectedEof, text));
             }
             Some(Ok(frame)) => match frame.into_data() {
-                Ok(data) => Arrival::Data(data),
+                Ok(data) => {
+                    bytes += data.len();
+                    part.push(data);
+                }
                 Err(frame) => {
                     let trailer = frame
                         .trailers_ref()
-                        .and_then(|trailers| trailers.get(FILE_SHA256));
-                    sha256 = trailer
+                        .and_then(|trailers| trailers.get(FILE_SUM));
+                    sum = trailer
                         .and_then(|value| value.to_str().ok())
                         .map(str::to_owned);
-                    continue;
                 }
             },
-        };
-        let last = !matches!(arrival, Arrival::Data(_));
-        // Whoever stores it may have given up.
-        if arrivals.send(arrival).await.is_err() || last {
-            return;
         }
+        if bytes >= PART_BYTES || part.len() >= PIECES_MAX {
+            let full = Arrival::Data(std::mem::take(&mut part));
+            bytes = 0;
+            // Whoever stores it may have given up.
+            if arrivals.send(full).await.is_err() {
+                return;
+            }
+        }
+    };
+    if arrivals.send(Arrival::Data(part)).await.is_ok() {
+        // As above.
+        let _ = arrivals.send(end).await;
     }
 }

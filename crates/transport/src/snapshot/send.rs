@@ -7,10 +7,9 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Method, header};
 use keelson_proto::message::Message;
-use sha2::{Digest as _, Sha256};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{FILE_BYTES, FILE_SHA256, PARTS_WAITING, PATH, Transfer, hex, human};
+use super::{FILE_BYTES, FILE_SUM, PART_BYTES, PARTS_WAITING, PATH, Sum, Transfer, human};
 use crate::body::{Body, Part, Parts};
 use crate::codec::put_message;
 use crate::dial::Limits;
@@ -19,9 +18,6 @@ use crate::peer::Link;
 use crate::pipeline::{Answer, PostError, check};
 use crate::stats::add;
 use crate::url::PeerUrl;
-
-/// How much of a file is read at once.
-const PART_BYTES: usize = 64 << 10;
 
 /// How long a sender waits for the other end to take more, and then for its answer: it has to make
 /// the whole file durable first.
@@ -116,7 +112,7 @@ async fn post(link: &Link, url: &PeerUrl, bytes: u64, body: Body) -> Result<(), 
         .context
         .request(Method::POST, url, PATH)
         .header(header::CONTENT_TYPE, "application/octet-stream")
-        .header(header::TRAILER, HeaderValue::from(FILE_SHA256))
+        .header(header::TRAILER, HeaderValue::from(FILE_SUM))
         .header(FILE_BYTES, bytes)
         .body(body)
         .map_err(io::Error::other)?;
@@ -150,7 +146,7 @@ fn pump_parts(
 ) -> io::Result<()> {
     let gone = || io::Error::new(io::ErrorKind::BrokenPipe, "the transfer has ended");
     let mut left = body.size();
-    let mut hash = Sha256::new();
+    let mut sum = Sum::default();
     parts.blocking_send(Ok(envelope)).map_err(|_| gone())?;
     loop {
         let mut part = vec![0; PART_BYTES];
@@ -165,7 +161,7 @@ fn pump_parts(
         left = left
             .checked_sub(read as u64)
             .ok_or_else(|| io::Error::other("the snapshot is longer than it was said to be"))?;
-        hash.update(&part);
+        sum.update(&part);
         parts.blocking_send(Ok(part.into())).map_err(|_| gone())?;
     }
     if left != 0 {
@@ -173,7 +169,7 @@ fn pump_parts(
         return Err(io::Error::new(io::ErrorKind::UnexpectedEof, text));
     }
     let mut trailers = HeaderMap::new();
-    let text = HeaderValue::from_str(&hex(&hash.finalize())).map_err(io::Error::other)?;
-    trailers.insert(FILE_SHA256, text);
+    let text = HeaderValue::from_str(&sum.finish()).map_err(io::Error::other)?;
+    trailers.insert(FILE_SUM, text);
     end.send(trailers).map_err(|_| gone())
 }
