@@ -3,12 +3,13 @@
 use std::fmt;
 use std::fs;
 use std::io::{self, IoSlice};
+use std::num::NonZeroU64;
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
-use rustix::fs::{FallocateFlags, FlockOperation};
+use rustix::fs::{Advice, FallocateFlags, FlockOperation, fadvise};
 
 /// How an existing file is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,6 +127,12 @@ pub trait File: Send + Sync + fmt::Debug {
     ///
     /// What the system says.
     fn truncate(&self, size: u64) -> io::Result<()>;
+
+    /// Advises to bring these bytes, which were written, to the disk now, and does not wait for it. It
+    /// changes nothing about what is durable: that is what [`File::sync`] says, errors too.
+    fn begin_sync(&self, offset: u64, bytes: u64) {
+        let _ = (offset, bytes);
+    }
 
     /// Makes content and size durable.
     ///
@@ -258,6 +265,15 @@ impl File for RealFile {
 
     fn truncate(&self, size: u64) -> io::Result<()> {
         self.file.set_len(size)
+    }
+
+    fn begin_sync(&self, offset: u64, bytes: u64) {
+        // Linux writes out what is dirty in the range, and lets go only of what is clean already, which
+        // right after a write is nothing. Where it is refused, the sync has more to do.
+        let Some(bytes) = NonZeroU64::new(bytes) else {
+            return;
+        };
+        let _ = fadvise(&self.file, offset, Some(bytes), Advice::DontNeed);
     }
 
     fn sync(&self) -> io::Result<()> {
