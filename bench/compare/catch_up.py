@@ -2,6 +2,7 @@
 
 import json
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -18,12 +19,15 @@ PATIENCE_SECONDS = 600
 
 def compare(options, servers, generator, etcdctl):
     rows = []
-    for kind, program in servers.items():
-        folder = tempfile.mkdtemp(prefix=f"catch-up-{kind}.", dir=options.folder)
-        with Cluster(program, folder, 3, FLAGS) as cluster:
-            row = {"server": kind, "mebibytes": options.mebibytes, **measure(cluster, options, generator, etcdctl)}
-        rows.append(row)
-        print(json.dumps(row), file=options.rows, flush=True)
+    for number in range(options.rounds):
+        # Whoever comes second finds another machine: take turns at it.
+        kinds = list(servers) if number % 2 == 0 else list(reversed(servers))
+        for kind in kinds:
+            folder = tempfile.mkdtemp(prefix=f"catch-up-{kind}.", dir=options.folder)
+            with Cluster(servers[kind], folder, 3, FLAGS) as cluster:
+                row = {"server": kind, "mebibytes": options.mebibytes, **measure(cluster, options, generator, etcdctl)}
+            rows.append(row)
+            print(json.dumps(row), file=options.rows, flush=True)
     table(rows)
 
 
@@ -89,10 +93,12 @@ def processor_seconds(pid):
 
 
 def table(rows):
-    by = {row["server"]: row for row in rows}
+    """Medians of the rounds, and their ratio."""
     names = [name for name in rows[0] if name not in ("server", "mebibytes")]
     print(f"| {rows[0]['mebibytes']} MiB | etcd | Keelson | ratio |\n|---|---|---|---|")
     for name in names:
-        theirs, ours = by["etcd"][name], by["keelson"][name]
+        theirs, ours = (
+            statistics.median(row[name] for row in rows if row["server"] == kind) for kind in ("etcd", "keelson")
+        )
         ratio = f"{ours / theirs:.2f}" if theirs else "-"
         print(f"| {name} | {theirs:.4g} | {ours:.4g} | {ratio} |")
