@@ -1,14 +1,14 @@
 //! Disks that are slow, and disks that fail.
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
 use keelson_node::{Env, Node, Reply};
 use keelson_proto::ApiError;
-use keelson_wal::{Access, File, Files, RealFiles};
 
+use crate::disk::{Onlooker, WatchedFiles};
 use crate::rig::{Desk, PATIENCE, Rig, config, put};
 
 /// What the disk does when it is told to sync.
@@ -20,8 +20,8 @@ struct Fault {
     changed: Condvar,
 }
 
-impl Fault {
-    fn sync(&self) -> io::Result<()> {
+impl Onlooker for Fault {
+    fn sync(&self, _file: u64, sync: &dyn Fn() -> io::Result<()>) -> io::Result<()> {
         let mut holds = self.holds.lock().unwrap();
         if holds.0 {
             holds.1 += 1;
@@ -33,9 +33,11 @@ impl Fault {
         if self.fails.load(Ordering::SeqCst) {
             return Err(io::Error::other("the disk is gone"));
         }
-        Ok(())
+        sync()
     }
+}
 
+impl Fault {
     fn hold(&self, hold: bool) {
         self.holds.lock().unwrap().0 = hold;
         self.changed.notify_all();
@@ -51,73 +53,6 @@ impl Fault {
     }
 }
 
-#[derive(Clone, Debug)]
-struct FaultyFiles(Arc<Fault>);
-
-#[derive(Debug)]
-struct FaultyFile(Box<dyn File>, Arc<Fault>);
-
-impl FaultyFiles {
-    fn wrap(&self, file: Box<dyn File>) -> Box<dyn File> {
-        Box::new(FaultyFile(file, self.0.clone()))
-    }
-}
-
-impl Files for FaultyFiles {
-    fn create(&self, path: &Path, mode: u32) -> io::Result<Box<dyn File>> {
-        RealFiles.create(path, mode).map(|file| self.wrap(file))
-    }
-    fn open(&self, path: &Path, access: Access) -> io::Result<Box<dyn File>> {
-        RealFiles.open(path, access).map(|file| self.wrap(file))
-    }
-    fn create_dir(&self, path: &Path) -> io::Result<()> {
-        RealFiles.create_dir(path)
-    }
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        RealFiles.rename(from, to)
-    }
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        RealFiles.remove(path)
-    }
-    fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        RealFiles.remove_dir(path)
-    }
-    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
-        RealFiles.list(path)
-    }
-    fn exists(&self, path: &Path) -> io::Result<bool> {
-        RealFiles.exists(path)
-    }
-    fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        RealFiles.sync_dir(path)
-    }
-}
-
-impl File for FaultyFile {
-    fn size(&self) -> io::Result<u64> {
-        self.0.size()
-    }
-    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        self.0.read_at(offset, buffer)
-    }
-    fn write_at(&self, offset: u64, slices: &mut [IoSlice<'_>]) -> io::Result<()> {
-        self.0.write_at(offset, slices)
-    }
-    fn allocate(&self, size: u64) -> io::Result<()> {
-        self.0.allocate(size)
-    }
-    fn truncate(&self, size: u64) -> io::Result<()> {
-        self.0.truncate(size)
-    }
-    fn sync(&self) -> io::Result<()> {
-        self.1.sync()?;
-        self.0.sync()
-    }
-    fn try_lock(&self) -> io::Result<bool> {
-        self.0.try_lock()
-    }
-}
-
 struct Faulty {
     rig: Rig,
     fault: Arc<Fault>,
@@ -129,7 +64,7 @@ fn start(dir: &Path) -> Faulty {
     let failures = Arc::new(AtomicU32::new(0));
     let counted = failures.clone();
     let env = Env {
-        files: Arc::new(FaultyFiles(fault.clone())),
+        files: Arc::new(WatchedFiles::new(fault.clone())),
         failed: Arc::new(move |_| {
             counted.fetch_add(1, Ordering::SeqCst);
         }),

@@ -3,6 +3,7 @@
 
 mod boots;
 mod compactions;
+mod disk;
 mod duties;
 mod faults;
 mod lives;
@@ -10,4 +11,5 @@ mod pasts;
 mod rig;
 mod snapshots;
 mod stepped;
+mod syncs;
 mod tokens;
