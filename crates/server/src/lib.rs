@@ -24,6 +24,7 @@ mod watching;
 pub use error::Error;
 pub use member::Member;
 pub use run::{serve, serve_in};
+pub use serving::serve_bare;
 
 /// The wire tests' client serves the tests of this crate's inside too.
 #[cfg(test)]

@@ -33,7 +33,10 @@ use tokio_util::sync::CancellationToken;
 use crate::grpc::splice::Body;
 use gather::Gather;
 
+mod bare;
 mod gather;
+
+pub use bare::serve_bare;
 
 /// Flow-control window of a stream, in bytes: how much a client may send before we have read it.
 const STREAM_WINDOW: u32 = 1 << 20;

@@ -1,0 +1,48 @@
+//! A connection as members serve it, without a member behind it.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::gather::Gather;
+use super::{Limits, connection_builder};
+
+/// Serves HTTP on a connection with the settings of a member that was configured by nobody, until it
+/// ends. For programs that measure what the library costs by itself.
+///
+/// # Errors
+///
+/// Why the connection ended, if not by the will of who is at its other end.
+pub async fn serve_bare<S, A, F, B>(
+    stream: S,
+    answer: A,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    A: Fn(Request<Incoming>) -> F,
+    F: Future<Output = Response<B>> + Send + 'static,
+    B: http_body::Body<Data = Bytes, Error = Infallible> + Send + 'static,
+{
+    let limits = Limits {
+        streams: u32::MAX,
+        ping_interval: Duration::from_secs(2 * 60 * 60),
+        ping_timeout: Duration::from_secs(20),
+        // Whoever accepts counts them.
+        connections: usize::MAX,
+    };
+    let service = service_fn(|request| {
+        let answer = answer(request);
+        async move { Ok::<_, Infallible>(answer.await) }
+    });
+    let stream = TokioIo::new(Gather::new(stream));
+    connection_builder(limits)
+        .serve_connection(stream, service)
+        .await
+}
