@@ -2,6 +2,37 @@
 
 from dataclasses import dataclass, field
 
+from floors import ROW_BYTES
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The least that an operation costs: a call that is answered with nothing, and what it must do beside."""
+
+    # The load of the same clients, for a server that does nothing.
+    arguments: str
+    # Whether it waits for a sync, and whether nobody shares that.
+    synced: bool = False
+    alone: bool = False
+    # Keys in its answer.
+    keys: int = 0
+
+    def measure(self, floors):
+        """`cpu_us` and `p50_us`, and the parts that they are made of."""
+        call = floors.calls(self.arguments)
+        parts = {"call": call}
+        cpu, p50 = call["cpu_us"], call["p50_us"]
+        if self.synced:
+            parts["sync"] = floors.sync()
+            p50 += parts["sync"]["p50_us"]
+            if self.alone:
+                cpu += parts["sync"]["cpu_us"]
+        if self.keys:
+            parts["copy"] = floors.copy(self.keys * ROW_BYTES)
+            cpu += parts["copy"]["p50_us"]
+            p50 += parts["copy"]["p50_us"]
+        return {"cpu_us": cpu, "p50_us": p50, **parts}
+
 
 @dataclass(frozen=True)
 class Work:
@@ -12,6 +43,21 @@ class Work:
     # What an operation is, where it is not a request.
     unit: str = "request"
     flags: tuple = field(default=())
+
+    @property
+    def floor(self):
+        """What nobody can be cheaper than; None where nothing so simple is known."""
+        kind, *rest = self.arguments.split()
+        if kind == "put":
+            return Floor(self.arguments, synced=True, alone="--clients 1 " in self.arguments)
+        if kind == "get":
+            return Floor(" ".join(["get --no-populate", *(word for word in rest if word != "--no-populate")]))
+        if kind == "list":
+            given = lambda name: rest[rest.index(name) + 1]  # noqa: E731
+            load = [f"{name} {given(name)}" for name in ("--connections", "--clients", "--key-size")]
+            keys = int(given("--page")) or int(given("--keys"))
+            return Floor(" ".join(["get --no-populate", *load]), keys=keys)
+        return None
 
 
 SIZES = "--key-size 64 --value-size 512 --keys 100000"
