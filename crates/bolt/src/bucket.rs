@@ -183,6 +183,13 @@ impl<'tx> Bucket<'tx> {
     /// # Errors
     /// `Corrupt` if one of its pages is damaged.
     pub fn stats(&self) -> Result<BucketStats, Error> {
+        // A damaged file can lead to a page again and again.
+        let mut left = self.source.pages.high_water.0;
+        self.stats_within(&mut left)
+    }
+
+    /// Fails where more pages are read than `left`.
+    fn stats_within(&self, left: &mut u64) -> Result<BucketStats, Error> {
         let mut stats = BucketStats {
             buckets: 1,
             ..BucketStats::default()
@@ -195,6 +202,11 @@ impl<'tx> Bucket<'tx> {
         while let Some((node, depth)) = todo.pop() {
             if depth > MAX_DEPTH {
                 return Err(Error::corrupt(node.page(), Damage::Loop));
+            }
+            if node.page() != PageId(0) {
+                let less = left.checked_sub(1);
+                *left =
+                    less.ok_or_else(|| Error::corrupt(node.page(), Damage::MultipleReferences))?;
             }
             let used = node.used()? as u64;
             let overflow = node.overflow(page_size);
@@ -229,7 +241,7 @@ impl<'tx> Bucket<'tx> {
         let mut inner = BucketStats::default();
         for name in nested {
             if let Some(bucket) = self.bucket(name)? {
-                inner.add(&bucket.stats()?);
+                inner.add(&bucket.stats_within(left)?);
             }
         }
         let depth = stats.depth + inner.depth;

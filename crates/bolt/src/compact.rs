@@ -4,7 +4,10 @@ use crate::bucket::Bucket;
 use crate::cursor::Cursor;
 use crate::db::Db;
 use crate::write_tx::{BucketMut, WriteTx};
-use crate::{Error, MAX_NESTING};
+use crate::{Damage, Error, MAX_NESTING, PageId};
+
+/// What an entry of a leaf takes at least, in bytes: its element.
+const ENTRY_BYTES_MIN: u64 = 16;
 
 /// Copies everything of `src` as of now into `dst`, which is new: buckets, sequences and values in
 /// key order, pages filled to `fill_percent`. `dst` is committed whenever a transaction would take
@@ -21,9 +24,11 @@ pub fn compact(src: &Db, dst: &Db, tx_max_bytes: u64, fill_percent: f64) -> Resu
         bytes: 0,
         tx_max_bytes,
         fill_percent,
+        entries_left: tx.size() / ENTRY_BYTES_MIN,
     };
     let mut names = tx.cursor();
     while let Some((name, _)) = names.next()? {
+        copy.count_entry()?;
         if let Some(bucket) = tx.bucket(name)? {
             copy.bucket(name, bucket)?;
         }
@@ -44,9 +49,19 @@ struct Copy<'db> {
     bytes: u64,
     tx_max_bytes: u64,
     fill_percent: f64,
+    /// How many more entries the file can hold. A damaged one, in which pages are met again and again,
+    /// could otherwise be copied without end.
+    entries_left: u64,
 }
 
 impl<'db> Copy<'db> {
+    fn count_entry(&mut self) -> Result<(), Error> {
+        let left = self.entries_left.checked_sub(1);
+        self.entries_left =
+            left.ok_or_else(|| Error::corrupt(PageId(0), Damage::MultipleReferences))?;
+        Ok(())
+    }
+
     /// Counts an entry; commits first if the transaction is full.
     fn room(&mut self, bytes: usize) -> Result<(), Error> {
         let bytes = bytes as u64;
@@ -88,6 +103,7 @@ impl<'db> Copy<'db> {
         self.path.push(name.to_vec());
         let mut entries: Cursor<'_> = from.cursor();
         while let Some((key, value)) = entries.next()? {
+            self.count_entry()?;
             match value {
                 Some(value) => {
                     self.room(key.len() + value.len())?;

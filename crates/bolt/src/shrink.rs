@@ -9,6 +9,7 @@
 use crate::bucket::BucketHeader;
 use crate::db::{Db, Shared, Writer};
 use crate::freelist::Policy;
+use crate::freelist::pages::PageSet;
 use crate::node::Child;
 use crate::page::Pages;
 use crate::source::TreeRoot;
@@ -205,9 +206,11 @@ fn on_path(forest: &Forest, root: Child, key: &[u8], page: PageId) -> Result<boo
     Err(Error::corrupt(page, Damage::Loop))
 }
 
-/// All pages of trees from `bound` on, in the order of the file's buckets and keys.
+/// All pages of trees from `bound` on, in the order of the file's buckets and keys. A page that is met twice
+/// is an error, so this ends: also where a bucket lies in itself.
 fn moves(pages: Pages<'_>, root: PageId, bound: PageId) -> Result<Vec<Move>, Error> {
     let mut moves = Vec::new();
+    let mut met = PageSet::new(pages.high_water);
     let mut buckets = vec![(root, Vec::new())];
     while let Some((root, path)) = buckets.pop() {
         let mut todo = vec![(root, Vec::new(), 0)];
@@ -216,6 +219,12 @@ fn moves(pages: Pages<'_>, root: PageId, bound: PageId) -> Result<Vec<Move>, Err
                 return Err(Error::corrupt(id, Damage::Loop));
             }
             let page = pages.tree(id)?;
+            let last = id.0 + u64::from(page.overflow);
+            for id in (id.0..=last).map(PageId) {
+                if !met.insert(id) {
+                    return Err(Error::corrupt(id, Damage::MultipleReferences));
+                }
+            }
             for index in 0..page.count() {
                 if !page.leaf {
                     todo.push((page.child(index)?, page.key(index)?.to_vec(), depth + 1));
@@ -231,7 +240,6 @@ fn moves(pages: Pages<'_>, root: PageId, bound: PageId) -> Result<Vec<Move>, Err
                     }
                 }
             }
-            let last = id.0 + u64::from(page.overflow);
             if last >= bound.0 {
                 moves.push(Move {
                     path: path.clone(),
@@ -240,9 +248,6 @@ fn moves(pages: Pages<'_>, root: PageId, bound: PageId) -> Result<Vec<Move>, Err
                     pages: u64::from(page.overflow) + 1,
                 });
             }
-        }
-        if moves.len() as u64 > pages.high_water.0 {
-            return Err(Error::corrupt(root, Damage::MultipleReferences));
         }
     }
     Ok(moves)

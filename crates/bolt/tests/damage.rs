@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use exercise::exercise;
-use keelson_bolt::{Db, MemStorage, Options};
+use keelson_bolt::{Db, Error, MemStorage, Options, check, compact};
 
 mod exercise;
 
@@ -120,4 +120,56 @@ fn damaged_files_give_errors_and_nothing_worse() {
         "{refused} refused, {passed} passed"
     );
     println!("{refused} refused, {passed} passed");
+}
+
+/// A file with two buckets that lie in themselves and in one another.
+fn in_themselves() -> Vec<u8> {
+    let names = [b"inner1", b"inner2"];
+    let storage = MemStorage::new();
+    let options = Options {
+        page_size: Some(1024),
+        ..Options::default()
+    };
+    let db = Db::open_storage(Box::new(storage.clone()), options).unwrap();
+    let mut tx = db.begin_write().unwrap();
+    let mut bucket = tx.create_bucket(b"a").unwrap();
+    for name in names {
+        let mut inner = bucket.create_bucket(name).unwrap();
+        for i in 0..100u32 {
+            inner
+                .put(format!("key{i:05}").as_bytes(), &[5; 60])
+                .unwrap();
+        }
+    }
+    tx.commit().unwrap();
+    let mut contents = storage.contents();
+    for name in names {
+        let at = contents
+            .windows(6)
+            .rposition(|bytes| bytes == name)
+            .unwrap();
+        // The value behind the name begins with the root.
+        let page = (at / 1024) as u64;
+        contents[at + 6..at + 14].copy_from_slice(&page.to_le_bytes());
+    }
+    contents
+}
+
+#[test]
+fn buckets_that_lie_in_themselves_are_found_out_by_whatever_reads_all_of_them() {
+    let open = || {
+        let storage = MemStorage::with_contents(&in_themselves());
+        Db::open_storage(Box::new(storage), Options::default()).unwrap()
+    };
+    let db = open();
+    let tx = db.begin_read().unwrap();
+    assert!(!check(&tx).is_empty());
+    let stats = tx.bucket(b"a").unwrap().unwrap().stats();
+    assert!(matches!(stats, Err(Error::Corrupt { .. })), "{stats:?}");
+    drop(tx);
+    let dst = Db::open_storage(Box::new(MemStorage::new()), Options::default()).unwrap();
+    let copied = compact(&db, &dst, 65_536, 1.0);
+    assert!(copied.is_err());
+    let shrunk = open().shrink();
+    assert!(matches!(shrunk, Err(Error::Corrupt { .. })), "{shrunk:?}");
 }
