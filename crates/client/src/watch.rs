@@ -5,7 +5,9 @@
 //! turn it is, so that nothing is missed and nothing comes twice. It moves when a whole batch is handed out, and when the server
 //! says that there was nothing up to a revision (progress).
 
-use std::sync::Arc;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use keelson_proto::Code;
@@ -118,6 +120,7 @@ impl Client {
             position: Position::new(request.start_revision),
             request,
             stream: None,
+            opening: None,
             failed: None,
             pause: Duration::ZERO,
             due: Instant::now(),
@@ -125,8 +128,12 @@ impl Client {
         };
         let until = self.deadline();
         loop {
-            match watcher.open(until).await {
-                Ok(()) => return Ok(watcher),
+            let request = watcher.request.clone();
+            match open(self.clone(), request, None, until).await {
+                Ok(opened) => {
+                    watcher.stands(opened);
+                    return Ok(watcher);
+                }
                 Err(error) if passes(&error) && Instant::now() + REOPEN_MIN < until => {
                     sleep(REOPEN_MIN).await;
                 }
@@ -211,6 +218,8 @@ pub struct Watcher {
     request: pb::WatchCreateRequest,
     position: Position,
     stream: Option<Open>,
+    /// The next stream, as far as it has come.
+    opening: Option<Opening>,
     /// The endpoint on which the last stream broke.
     failed: Option<Arc<str>>,
     pause: Duration,
@@ -224,6 +233,33 @@ pub struct Watcher {
 struct Open {
     raw: RawWatch,
     id: i64,
+}
+
+/// A stream on which the watch stands, and the server's revision then.
+type Opened = (Open, i64);
+
+/// A stream that is about to be opened. It outlives the call of [`Watcher::next`] that began with it: who
+/// drops that again and again does not begin anew each time.
+///
+/// The lock is never taken: it makes a watcher something that threads may share.
+struct Opening(Mutex<Pin<Box<dyn Future<Output = Result<Opened, Error>> + Send>>>);
+
+impl Opening {
+    fn begin(opened: impl Future<Output = Result<Opened, Error>> + Send + 'static) -> Opening {
+        Opening(Mutex::new(Box::pin(opened)))
+    }
+
+    /// Waits until it is open, or cannot be. May be dropped and called again, until then.
+    async fn end(&mut self) -> Result<Opened, Error> {
+        let opened = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
+        opened.as_mut().await
+    }
+}
+
+impl fmt::Debug for Opening {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Opening")
+    }
 }
 
 impl Watcher {
@@ -322,8 +358,18 @@ impl Watcher {
     async fn reopen(&mut self) -> Result<(), Error> {
         loop {
             sleep_until(self.due).await;
-            match self.open(self.client.deadline()).await {
-                Ok(()) => return Ok(()),
+            let opening = match self.opening.take() {
+                Some(begun) => begun,
+                None => self.begin_to_open(),
+            };
+            let opening = self.opening.insert(opening);
+            let opened = opening.end().await;
+            self.opening = None;
+            match opened {
+                Ok(opened) => {
+                    self.stands(opened);
+                    return Ok(());
+                }
                 Err(error) if passes(&error) => {
                     tracing::debug!(%error, next = self.position.next, "watch not resumed yet");
                     self.wait_longer();
@@ -333,46 +379,22 @@ impl Watcher {
         }
     }
 
-    /// Opens a stream, creates the watch on it, renews a token that ran out.
-    async fn open(&mut self, until: Instant) -> Result<(), Error> {
-        let used = self.client.token();
-        match self.create(until).await {
-            Err(error) if self.client.renews_for(&error) => {
-                self.client.renew_token(used.as_ref(), until).await?;
-                self.create(until).await
-            }
-            created => created,
-        }
-    }
-
-    async fn create(&mut self, until: Instant) -> Result<(), Error> {
+    fn begin_to_open(&mut self) -> Opening {
         let mut request = self.request.clone();
         request.start_revision = self.position.next;
-        let client = match self.failed.take() {
-            Some(failed) => self.client.elsewhere(&failed).await,
-            None => self.client.clone(),
-        };
-        let mut raw = RawWatch::open(&client, request, until).await?;
-        let endpoint = Arc::clone(&raw.endpoint);
-        let first = async {
-            loop {
-                let answer = raw.next().await?.ok_or_else(stream_ended)?;
-                if answer.created {
-                    return Ok(answer);
-                }
-            }
-        };
-        let created = self.client.within(until, &endpoint, first).await?;
-        if created.canceled {
-            return Err(refusal(&created, self.position.next));
-        }
-        tracing::debug!(%endpoint, next = self.position.next, "watch stands");
-        self.position.stands_at(revision_of(&created));
-        self.stream = Some(Open {
-            raw,
-            id: created.watch_id,
-        });
-        Ok(())
+        let until = self.client.deadline();
+        Opening::begin(open(
+            self.client.clone(),
+            request,
+            self.failed.take(),
+            until,
+        ))
+    }
+
+    fn stands(&mut self, (open, revision): Opened) {
+        tracing::debug!(endpoint = %open.raw.endpoint, next = self.position.next, "watch stands");
+        self.position.stands_at(revision);
+        self.stream = Some(open);
     }
 
     fn broken(&mut self, error: &Error) {
@@ -392,6 +414,54 @@ impl Watcher {
         self.stream = None;
         error
     }
+}
+
+/// Opens a stream, creates the watch on it, renews a token that ran out.
+async fn open(
+    client: Client,
+    request: pb::WatchCreateRequest,
+    failed: Option<Arc<str>>,
+    until: Instant,
+) -> Result<Opened, Error> {
+    let used = client.token();
+    let elsewhere = match failed {
+        Some(failed) => client.elsewhere(&failed).await,
+        None => client.clone(),
+    };
+    match create(&elsewhere, request.clone(), until).await {
+        Err(error) if client.renews_for(&error) => {
+            client.renew_token(used.as_ref(), until).await?;
+            create(&client, request, until).await
+        }
+        created => created,
+    }
+}
+
+async fn create(
+    client: &Client,
+    request: pb::WatchCreateRequest,
+    until: Instant,
+) -> Result<Opened, Error> {
+    let next = request.start_revision;
+    let mut raw = RawWatch::open(client, request, until).await?;
+    let endpoint = Arc::clone(&raw.endpoint);
+    let first = async {
+        loop {
+            let answer = raw.next().await?.ok_or_else(stream_ended)?;
+            if answer.created {
+                return Ok(answer);
+            }
+        }
+    };
+    let created = client.within(until, &endpoint, first).await?;
+    if created.canceled {
+        return Err(refusal(&created, next));
+    }
+    let open = Open {
+        raw,
+        id: created.watch_id,
+    };
+    Ok((open, revision_of(&created)))
 }
 
 /// Where a watch is in history.

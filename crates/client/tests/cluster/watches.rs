@@ -2,11 +2,12 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use keelson_client::etcdserverpb as pb;
 use keelson_client::etcdserverpb::watch_request::RequestUnion;
 use keelson_client::mvccpb::{Event, KeyValue};
-use keelson_client::{Batch, Client, Code, Error, Watch, Watcher};
+use keelson_client::{Batch, Code, Error, Watch, Watcher};
 
 use crate::fake::{Call, Fake, urls};
 use crate::soon;
@@ -40,6 +41,11 @@ struct Cluster {
 impl Cluster {
     /// Two servers which take `turns`, whichever is asked.
     async fn start(turns: Vec<Turn>) -> Cluster {
+        Cluster::hesitant(turns, Duration::ZERO).await
+    }
+
+    /// Which take so long to say that a watch stands.
+    async fn hesitant(turns: Vec<Turn>, long: Duration) -> Cluster {
         let turns = Arc::new(Mutex::new(VecDeque::from(turns)));
         let seen = Seen::default();
         let mut fakes = Vec::new();
@@ -47,7 +53,11 @@ impl Cluster {
             let (turns, seen) = (Arc::clone(&turns), Arc::clone(&seen));
             let fake = Fake::start(move |call| {
                 let turn = turns.lock().unwrap().pop_front();
-                take(turn, id, Arc::clone(&seen), call)
+                let seen = Arc::clone(&seen);
+                async move {
+                    tokio::time::sleep(long).await;
+                    take(turn, id, seen, call).await;
+                }
             });
             fakes.push(fake.await);
         }
@@ -55,7 +65,7 @@ impl Cluster {
     }
 
     async fn watch(&self, from: i64) -> Watcher {
-        let client = soon(Client::connect(&urls(&self.fakes))).await.unwrap();
+        let client = soon(crate::connect(&urls(&self.fakes))).await.unwrap();
         let watch = Watch::key("a").start_revision(from).fragment();
         soon(client.watch(watch)).await.unwrap()
     }
@@ -240,7 +250,7 @@ async fn a_watch_goes_on_though_nobody_waits_for_it_as_long_as_it_pauses() {
     });
     let cluster = Cluster::start(turns).await;
     let mut watcher = cluster.watch(0).await;
-    let patience = std::time::Duration::from_millis(100);
+    let patience = Duration::from_millis(100);
     let batch = soon(async {
         loop {
             if let Ok(batch) = tokio::time::timeout(patience, watcher.next()).await {
@@ -249,6 +259,34 @@ async fn a_watch_goes_on_though_nobody_waits_for_it_as_long_as_it_pauses() {
         }
     });
     assert_eq!(revisions(&batch.await), [6]);
+}
+
+#[tokio::test]
+async fn a_watch_goes_on_though_nobody_waits_for_it_as_long_as_a_server_takes() {
+    let turns = vec![
+        Turn {
+            revision: 5,
+            answers: Vec::new(),
+            then: Then::Break,
+        },
+        Turn {
+            revision: 6,
+            answers: vec![write(6)],
+            then: Then::Hang,
+        },
+    ];
+    let cluster = Cluster::hesitant(turns, Duration::from_millis(300)).await;
+    let mut watcher = cluster.watch(0).await;
+    let batch = soon(async {
+        loop {
+            let waited = tokio::time::timeout(Duration::from_millis(5), watcher.next());
+            if let Ok(batch) = waited.await {
+                return batch.unwrap().unwrap();
+            }
+        }
+    });
+    assert_eq!(revisions(&batch.await), [6]);
+    assert_eq!(cluster.starts(), [0, 6], "it was asked for once");
 }
 
 #[tokio::test]
@@ -299,7 +337,7 @@ async fn a_watch_begins_at_an_endpoint_that_can_serve_it() {
     })
     .await;
     let fakes = [first, second];
-    let client = soon(Client::connect(&urls(&fakes))).await.unwrap();
+    let client = soon(crate::connect(&urls(&fakes))).await.unwrap();
     let mut watcher = soon(client.watch(Watch::key("a"))).await.unwrap();
     assert_eq!(revisions(&next(&mut watcher).await), [4]);
     assert_eq!(*seen.lock().unwrap(), 1);
