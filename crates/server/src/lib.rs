@@ -5,6 +5,7 @@ pub mod config;
 mod descriptors;
 mod error;
 mod grpc;
+mod hashing;
 mod http;
 mod leader;
 pub mod logging;

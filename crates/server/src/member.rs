@@ -20,6 +20,7 @@ use tracing::{info, warn};
 use crate::Error;
 use crate::config::{AutoCompaction, Checked, ClusterState, Gate};
 use crate::descriptors::{self, ConnectionsMax};
+use crate::hashing::Hashing;
 use crate::http::Early;
 use crate::http::peer::PeerRoutes;
 use crate::leader::LeaderLoss;
@@ -180,6 +181,7 @@ impl Member {
             settings: settings(&config),
             capable: AtomicBool::new(false),
             pool: Arc::new(pool),
+            hashing: Hashing::new(threads),
             node,
             peers,
             tickets,

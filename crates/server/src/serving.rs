@@ -59,8 +59,9 @@ const HEADER_LIST_MAX: u32 = 1 << 20;
 /// How long an HTTP/1 client may take to send a request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 
-/// Threads beside a serving thread for what takes long and is not reading: hashing passwords.
-const BLOCKING_THREADS: usize = 2;
+/// Threads beside a serving thread for what takes long and is not reading: hashing passwords, of which
+/// not all are in work at once, and looking after certificates.
+pub(crate) const BLOCKING_THREADS: usize = 2;
 
 /// How long to wait when the system has no more sockets for us.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
@@ -269,6 +270,9 @@ impl Serving {
         let ended = || self.threads.iter().all(JoinHandle::is_finished);
         while !ended() && std::time::Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(2));
+        }
+        if !ended() && !patience.is_zero() {
+            tracing::debug!("connections are dropped that did not end in time");
         }
         self.dropping.cancel();
         for thread in self.threads {

@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::grpc::trace::Trace;
+use crate::hashing::Hashing;
 use crate::leader::LeaderLoss;
 use crate::metrics::Metrics;
 use crate::peers::Links;
@@ -30,6 +31,7 @@ pub(crate) struct State {
     pub(crate) tickets: Arc<Tickets>,
     pub(crate) watching: Arc<Watching>,
     pub(crate) pool: Arc<Pool>,
+    pub(crate) hashing: Hashing,
     pub(crate) tokens: Arc<Tokens>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) settings: Settings,

@@ -165,7 +165,7 @@ pub(super) async fn authenticate(
 async fn check_password(call: &Call, request: &AuthenticateRequest) -> Result<u64, Status> {
     let (hash, revision) = call.shared().auth().login(&request.name)?;
     let password = request.password.clone();
-    if blocking(move || auth::verify(&password, &hash)).await? {
+    if hashing(call, move || auth::verify(&password, &hash)).await? {
         return Ok(revision);
     }
     tracing::info!("user-name" = request.name, "invalid password");
@@ -212,14 +212,14 @@ pub(super) async fn user_change_password(
 
 async fn hashed(call: &Call, password: String) -> Result<String, Status> {
     let cost = call.state.settings.bcrypt_cost;
-    Ok(blocking(move || auth::propose_hash(&password, cost)).await??)
+    Ok(hashing(call, move || auth::propose_hash(&password, cost)).await??)
 }
 
 /// Runs what takes as long as bcrypt away from the serving thread.
-async fn blocking<T: Send + 'static>(
+async fn hashing<T: Send + 'static>(
+    call: &Call,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Status> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|_| ApiError::Stopped.into())
+    let hashing = &call.state.hashing;
+    Ok(hashing.run(call.origin.thread, work).await?)
 }
