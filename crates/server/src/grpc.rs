@@ -210,6 +210,7 @@ async fn one<Q: Message + Default>(call: &Call, inbound: Inbound) -> Result<Q, S
     let message = inbound.single().await?;
     let request = inbound::decode(message)?;
     call.admit(false)?;
+    call.know_token().await?;
     Ok(request)
 }
 
@@ -220,6 +221,7 @@ async fn route(call: Call, inbound: Inbound, seen: &mut Option<Bytes>) -> Result
             *seen = Some(message.clone());
             let request: keelson_proto::rpc::etcdserverpb::RangeRequest = inbound::decode(message)?;
             call.admit(request.serializable)?;
+            call.know_token().await?;
             kv::range(&call, request).await
         }
         Method::Put => {
@@ -227,6 +229,7 @@ async fn route(call: Call, inbound: Inbound, seen: &mut Option<Bytes>) -> Result
             *seen = Some(message.clone());
             let request = inbound::decode(message)?;
             call.admit(false)?;
+            call.know_token().await?;
             kv::put(&call, request).await
         }
         Method::Txn => {
@@ -234,6 +237,7 @@ async fn route(call: Call, inbound: Inbound, seen: &mut Option<Bytes>) -> Result
             *seen = Some(message.clone());
             let request = inbound::decode_txn(message)?;
             call.admit(false)?;
+            call.know_token().await?;
             Box::pin(txn::txn(&call, request)).await
         }
         // Boxed, so that the calls above do not carry the size of the largest of all others.
@@ -266,17 +270,20 @@ async fn route_rare(
             *seen = Some(message.clone());
             let request = inbound::decode(message)?;
             call.admit(false)?;
+            call.know_token().await?;
             kv::delete_range(&call, request).await
         }
         Method::Compact => unary!(kv::compact),
         Method::Watch => {
             call.admit(false)?;
+            call.know_token().await?;
             Ok(watch::watch(call, inbound.decoded()))
         }
         Method::LeaseGrant => unary!(lease::grant),
         Method::LeaseRevoke => unary!(lease::revoke),
         Method::LeaseKeepAlive => {
             call.admit(false)?;
+            call.know_token().await?;
             Ok(lease::keep_alive(call, inbound.decoded()))
         }
         Method::LeaseTimeToLive => unary!(lease::time_to_live),
@@ -321,6 +328,7 @@ async fn route_rare(
         Method::Snapshot => {
             inbound.single().await?;
             call.admit(true)?;
+            call.know_token().await?;
             snapshot::snapshot(call).await
         }
         Method::MoveLeader => unary!(maintenance::move_leader),

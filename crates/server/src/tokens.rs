@@ -47,6 +47,13 @@ pub(crate) fn random_part() -> String {
         .collect()
 }
 
+/// The index of the entry that made a token, if it looks like one.
+pub(crate) fn index(token: &str) -> Option<u64> {
+    let (letters, index) = token.split_once('.')?;
+    (!letters.is_empty()).then_some(())?;
+    index.parse().ok()
+}
+
 /// What the log may show of a token: the first letters of its SHA-256 in hex, as etcd does.
 pub(crate) fn fingerprint(token: &str) -> String {
     let digest = Sha256::digest(token);
@@ -94,6 +101,11 @@ impl Tokens {
         }
         holder.used = now;
         Some(holder.user.clone())
+    }
+
+    /// Whether it is there, expired or not; its life goes on as before.
+    pub(crate) fn knows(&self, token: &str) -> bool {
+        self.lock().tokens.contains_key(token)
     }
 
     /// Forgets the tokens of a user.

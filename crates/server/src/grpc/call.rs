@@ -2,7 +2,7 @@
 //! proposing, waiting.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use keelson_node::{Order, Reply};
@@ -17,6 +17,7 @@ use keelson_store::{Outcome, Shared, quota};
 use prometheus::IntGauge;
 use tokio_util::sync::CancellationToken;
 
+use super::GRPC_TIMEOUT;
 use super::method::Method;
 use super::status::Status;
 use crate::serving::{CommonName, Origin};
@@ -28,6 +29,9 @@ const TOKEN: HeaderName = HeaderName::from_static("token");
 const AUTHORIZATION: HeaderName = http::header::AUTHORIZATION;
 const HAS_LEADER: HeaderName = HeaderName::from_static("hasleader");
 const CLIENT_API_VERSION: HeaderName = HeaderName::from_static("client-api-version");
+
+/// Before a barrier that an election has ended is asked for again.
+const BARRIER_PAUSE: Duration = Duration::from_millis(20);
 
 /// Longest client version that is counted under its own name, in bytes: clients choose it, and each
 /// one is a series that stays.
@@ -139,15 +143,9 @@ impl Call {
         if !auth.enabled() {
             return Ok(Caller::default());
         }
-        let Some(value) = self
-            .metadata
-            .get(TOKEN)
-            .or_else(|| self.metadata.get(AUTHORIZATION))
-        else {
+        let Some(token) = self.token_text() else {
             return Ok(self.named(auth));
         };
-        let token = std::str::from_utf8(value.as_bytes()).unwrap_or_default();
-        let token = token.strip_prefix("Bearer ").unwrap_or(token);
         let Some(user) = self.state.tokens.user(token, Instant::now()) else {
             tracing::warn!(
                 "token-fingerprint" = tokens::fingerprint(token),
@@ -159,6 +157,62 @@ impl Call {
             user,
             auth_revision: auth.revision(),
         })
+    }
+
+    /// The token that came with the call, without what may stand before it; empty if it is no text.
+    fn token_text(&self) -> Option<&str> {
+        let value = self.metadata.get(TOKEN);
+        let value = value.or_else(|| self.metadata.get(AUTHORIZATION))?;
+        let token = std::str::from_utf8(value.as_bytes()).unwrap_or_default();
+        Some(token.strip_prefix("Bearer ").unwrap_or(token))
+    }
+
+    /// Waits until this member has applied the entry that made the call's token: another one has given it
+    /// out, which is ahead. A token of an index that nobody has reached is waited for no longer than a read.
+    ///
+    /// # Errors
+    ///
+    /// As [`Call::read_barrier`]. Of a call that has a deadline, time is up when that says so.
+    pub(crate) async fn know_token(&self) -> Result<(), Status> {
+        if !self.has_token_ahead() {
+            return Ok(());
+        }
+        // Boxed: it is rare, and every call would carry its size.
+        Box::pin(self.catch_up()).await
+    }
+
+    fn has_token_ahead(&self) -> bool {
+        let Some(token) = self.token_text() else {
+            return false;
+        };
+        let needs_none = matches!(
+            self.method,
+            Method::Authenticate
+                | Method::HealthCheck
+                | Method::HealthList
+                | Method::HealthWatch
+                | Method::Status
+        );
+        // The last entry may be applied while its token is about to become known.
+        let is_ahead = |index| index >= self.state.node.status().applied.0;
+        !needs_none
+            && tokens::index(token).is_some_and(is_ahead)
+            && self.shared().auth().enabled()
+            && !self.state.tokens.knows(token)
+    }
+
+    /// The token was given out before the call, so that what the barrier waits for is no earlier.
+    async fn catch_up(&self) -> Result<(), Status> {
+        let has_deadline = self.metadata.contains_key(GRPC_TIMEOUT);
+        loop {
+            match self.state.read_barrier(self.origin.thread).await {
+                Ok(()) => return Ok(()),
+                Err(ApiError::LeaderChanged) => {}
+                Err(ApiError::Timeout) if has_deadline => {}
+                Err(error) => return Err(error.into()),
+            }
+            tokio::time::sleep(BARRIER_PAUSE).await;
+        }
     }
 
     /// Whom the certificate of the connection names.
