@@ -84,7 +84,7 @@ fn drive(seed: u64, texts: &[&str], bits: &[&str], mut each: impl FnMut(&str)) {
         let damaged = random.hurt(text, bits);
         let begun = Instant::now();
         each(&damaged);
-        assert!(begun.elapsed() < Duration::from_secs(10), "{damaged:?}");
+        assert!(begun.elapsed() < Duration::from_secs(60), "{damaged:?}");
         cases += 1;
     }
 }

@@ -1,6 +1,6 @@
 //! Several members of ours inside the test's own process, with the links between them.
 
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::thread;
 
@@ -11,8 +11,11 @@ use keelson_server::config::{ClusterState, Config};
 use keelson_server::url::Url;
 use tempfile::TempDir;
 
+use crate::Faults;
 use crate::link::Links;
 use crate::member::{apart, bind};
+use crate::patient;
+use crate::ports::listen;
 
 /// Changes what each member is started with.
 type Adjust = Box<dyn Fn(&mut Config) + Send + Sync>;
@@ -38,6 +41,7 @@ struct Seat {
     peer_url: String,
     initial_cluster: String,
     state: ClusterState,
+    faults: Faults,
     member: Option<Member>,
 }
 
@@ -79,8 +83,8 @@ impl TestCluster {
     /// A place for one more member, with its sockets.
     fn sit_down(&mut self, state: ClusterState) -> anyhow::Result<Sockets> {
         let sockets = Sockets {
-            clients: TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?,
-            peers: TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?,
+            clients: listen()?,
+            peers: listen()?,
         };
         let name = format!("m{}", self.seats.len());
         let peer_port = sockets.peers.local_addr()?.port();
@@ -93,6 +97,7 @@ impl TestCluster {
             peer_url: format!("http://127.0.0.1:{link}"),
             initial_cluster: String::new(),
             state,
+            faults: Faults::default(),
             member: None,
         });
         Ok(sockets)
@@ -147,6 +152,12 @@ impl TestCluster {
         self.seats[number].member.as_ref()
     }
 
+    /// What is wrong with a member's disks and clock, to be changed.
+    #[must_use]
+    pub fn faults(&self, number: usize) -> &Faults {
+        &self.seats[number].faults
+    }
+
     /// Where clients find a member.
     #[must_use]
     pub fn client_url(&self, number: usize) -> String {
@@ -177,7 +188,7 @@ impl TestCluster {
     /// # Errors
     /// If none of them can be reached.
     pub async fn client(&self) -> anyhow::Result<Client> {
-        self.client_with(Options::default()).await
+        self.client_with(patient()).await
     }
 
     /// A client of all members, with options.
@@ -193,7 +204,7 @@ impl TestCluster {
     /// # Errors
     /// If it cannot be reached.
     pub async fn client_of(&self, number: usize) -> anyhow::Result<Client> {
-        Ok(Client::connect(&self.client_url(number)).await?)
+        Ok(Client::connect_with(&self.client_url(number), patient()).await?)
     }
 
     /// The member that leads, as one that runs knows it.
@@ -368,7 +379,7 @@ impl Seat {
             ..Config::default()
         };
         adjust(&mut config);
-        let member = Member::start(config.check()?);
+        let member = Member::start_in(config.check()?, self.faults.env());
         self.member = Some(member.with_context(|| format!("start {}", self.name))?);
         Ok(())
     }

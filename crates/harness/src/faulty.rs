@@ -18,7 +18,7 @@ pub use disk::{DiskState, Part};
 use disk::Disks;
 
 /// How long a sync is waited for.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = crate::wait::PATIENCE;
 
 /// The world of one member, and the handle by which a test changes it.
 #[derive(Clone, Debug, Default)]
@@ -97,7 +97,7 @@ impl Faults {
     ///
     /// # Panics
     ///
-    /// If none comes in half a minute.
+    /// If none comes in time.
     pub fn wait_until_held(&self) {
         let (_syncs, waited) = self
             .shared

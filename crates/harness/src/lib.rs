@@ -15,6 +15,8 @@ mod process;
 mod process_cluster;
 pub mod wait;
 
+use keelson_client::Options;
+
 pub use cluster::{Room, TestCluster};
 pub use faulty::{DiskState, Faults, Part};
 pub use log::LogLine;
@@ -22,3 +24,13 @@ pub use member::TestMember;
 pub use ports::free_port;
 pub use process::{Exit, Launch, Process};
 pub use process_cluster::ProcessCluster;
+
+/// What clients of tests are made with: a call takes as long as the machine needs, and an election is part
+/// of it.
+#[must_use]
+pub fn patient() -> Options {
+    let mut options = Options::default();
+    options.connect_timeout = wait::PATIENCE / 4;
+    options.call_timeout = wait::PATIENCE;
+    options
+}

@@ -13,10 +13,10 @@ use keelson_server::config::Config;
 use keelson_server::url::Url;
 use tempfile::TempDir;
 
-use crate::Faults;
+use crate::ports::listen;
+use crate::wait::PATIENCE;
+use crate::{Faults, patient};
 
-/// How long a port of ours is waited for, should another program hold it for a moment.
-const PATIENCE: Duration = Duration::from_secs(20);
 /// How often it is tried.
 const POLL: Duration = Duration::from_millis(10);
 
@@ -73,8 +73,8 @@ impl TestMember {
         faults: &Faults,
         adjust: impl Fn(&mut Config) + Send + 'static,
     ) -> anyhow::Result<TestMember> {
-        let clients = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-        let peers = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let clients = listen()?;
+        let peers = listen()?;
         let mut member = TestMember {
             data_dir: data_dir.to_owned(),
             client_port: clients.local_addr()?.port(),
@@ -176,7 +176,7 @@ impl TestMember {
     /// # Errors
     /// If it cannot be connected to.
     pub async fn client(&self) -> anyhow::Result<Client> {
-        self.client_with(Options::default()).await
+        self.client_with(patient()).await
     }
 
     /// A client of it with options.

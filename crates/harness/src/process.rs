@@ -13,12 +13,12 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::log::{Log, LogLine, Waited};
+use crate::patient;
 use crate::ports::free_port;
+use crate::wait::PATIENCE;
 
 /// What a server of etcd's kind logs when clients are served.
 const READY: &str = "ready to serve client requests";
-/// How long a start or a stop may take, on a machine that has other work.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// How often an exit is looked for.
 const POLL: Duration = Duration::from_millis(2);
 
@@ -147,7 +147,7 @@ impl Process {
     /// Starts a server in a new directory on free ports, and waits until it serves.
     ///
     /// # Errors
-    /// If it cannot be started, ends, or is not ready in 30 s; the error holds its log.
+    /// If it cannot be started, ends, or is not ready in time; the error holds its log.
     pub fn start(launch: Launch) -> anyhow::Result<Process> {
         let dir = tempfile::tempdir()?;
         let data_dir = dir.path().join("data");
@@ -194,7 +194,7 @@ impl Process {
     /// Waits until a server that was spawned serves.
     ///
     /// # Errors
-    /// If it ends, or is not ready in 30 s and was killed; the error holds its log.
+    /// If it ends, or is not ready in time and was killed; the error holds its log.
     pub fn wait_until_ready(&mut self) -> anyhow::Result<()> {
         let log = &self.running.as_ref().context("not running")?.log;
         match log.wait_for(READY, PATIENCE) {
@@ -216,7 +216,7 @@ impl Process {
     /// Starts it and waits until it ends by itself.
     ///
     /// # Errors
-    /// If it cannot be started, or is still there after 30 s: then it is killed.
+    /// If it cannot be started, or is still there after long: then it is killed.
     pub fn run_to_end(&mut self) -> anyhow::Result<Exit> {
         self.spawn()?;
         self.wait()
@@ -225,7 +225,7 @@ impl Process {
     /// Waits until it ends by itself.
     ///
     /// # Errors
-    /// If it is not running, or is still there after 30 s: then it is killed.
+    /// If it is not running, or is still there after long: then it is killed.
     pub fn wait_for_end(&mut self) -> anyhow::Result<Exit> {
         self.wait()
     }
@@ -302,7 +302,7 @@ impl Process {
     /// `SIGTERM`, and waits for the end.
     ///
     /// # Errors
-    /// If it is not running, or is still there after 30 s: then it is killed.
+    /// If it is not running, or is still there after long: then it is killed.
     pub fn stop(&mut self) -> anyhow::Result<Exit> {
         self.signal(Signal::TERM)?;
         self.wait()
@@ -421,7 +421,7 @@ impl Process {
     /// Waits for a line that holds `text`, from the beginning of this run on.
     ///
     /// # Errors
-    /// If it is not running, ends, or does not log such a line in 30 s.
+    /// If it is not running, ends, or does not log such a line in time.
     pub fn wait_for_log(&self, text: &str) -> anyhow::Result<()> {
         let log = &self.running.as_ref().context("it is not running")?.log;
         match log.wait_for(text, PATIENCE) {
@@ -450,7 +450,7 @@ impl Process {
     /// # Errors
     /// If it cannot be connected to.
     pub async fn client(&self) -> anyhow::Result<Client> {
-        Ok(Client::connect(&self.client_url()).await?)
+        Ok(Client::connect_with(&self.client_url(), patient()).await?)
     }
 }
 

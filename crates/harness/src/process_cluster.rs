@@ -1,7 +1,9 @@
 //! Several servers, each in a process of its own, that are the members of one cluster.
 
+use keelson_client::Client;
 use tempfile::TempDir;
 
+use crate::patient;
 use crate::process::{Launch, Process};
 
 /// A cluster of processes. Dropping it kills them, and removes their directories.
@@ -79,6 +81,14 @@ impl ProcessCluster {
     /// One member, to stop it or start it again.
     pub fn member_mut(&mut self, number: usize) -> &mut Process {
         &mut self.members[number]
+    }
+
+    /// A client of all members.
+    ///
+    /// # Errors
+    /// If none of them can be reached.
+    pub async fn client(&self) -> anyhow::Result<Client> {
+        Ok(Client::connect_with(&self.endpoints(), patient()).await?)
     }
 
     /// All client URLs, with commas between.

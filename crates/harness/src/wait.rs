@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 
 /// The longest that anything is waited for, on a machine that has other work.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 /// How often it is looked at.
 const POLL: Duration = Duration::from_millis(5);
 

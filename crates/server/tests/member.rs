@@ -285,7 +285,8 @@ async fn a_stop_does_not_wait_for_endless_streams() {
     assert_eq!(end.unwrap_err().code, 14);
     drop(stream);
     stopped.await.unwrap();
-    assert!(started.elapsed() < Duration::from_secs(5));
+    // Far less than a stream may last.
+    assert!(started.elapsed() < Duration::from_secs(60));
 }
 
 #[tokio::test]
@@ -401,7 +402,7 @@ async fn a_member_held_at_3_6_raises_nothing_until_it_is_let_go() {
             start_with(&path, |config| config.announce_version = release.to_owned())
         });
         let client = client(&member).await;
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + Duration::from_secs(120);
         let status = loop {
             let status: StatusResponse = client.call(STATUS, &StatusRequest {}).await.unwrap();
             if status.storage_version == storage {

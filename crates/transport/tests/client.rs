@@ -8,7 +8,7 @@ use std::time::Duration;
 use keelson_proto::ids::{ClusterId, LeaseId, MemberId};
 use keelson_transport::{ClientError, HashKv, PeerClient};
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(120);
 
 /// A peer that answers one question; gives its URL, and the question once it was asked.
 fn peer(answer: &[u8]) -> (String, std::thread::JoinHandle<String>) {

@@ -177,7 +177,7 @@ fn senders_with_bad_urls_are_not_answered_and_do_no_harm() {
 fn connections_past_the_limit_wait_until_others_end() {
     let setup = Setup {
         connections_max: 3,
-        timeout: Duration::from_secs(60),
+        timeout: Duration::from_secs(600),
         ..Setup::default()
     };
     let member = Member::with(0xb, setup);
@@ -192,7 +192,7 @@ fn connections_past_the_limit_wait_until_others_end() {
     let mut byte = [0];
     assert!(late.read(&mut byte).is_err(), "it is not served");
     held.pop();
-    late.set_read_timeout(Some(Duration::from_secs(30)))
+    late.set_read_timeout(Some(Duration::from_secs(120)))
         .unwrap();
     let mut answer = String::new();
     late.read_to_string(&mut answer).unwrap();

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 mod certificates;
 
 pub use certificates::{Authority, Names};
-pub use keelson_harness::{Exit, Launch, Process, ProcessCluster};
+pub use keelson_harness::{Exit, Launch, Process, ProcessCluster, patient};
 
 /// Names the program to test.
 pub const BINARY: &str = "KEELSON_E2E_BINARY";

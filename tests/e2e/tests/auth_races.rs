@@ -5,12 +5,12 @@
 use std::time::{Duration, Instant};
 
 use keelson_client::etcdserverpb as pb;
-use keelson_client::{ApiError, Client, Delete, Error, Get, Options, Permission, Put, Txn};
+use keelson_client::{ApiError, Client, Delete, Error, Get, Permission, Put, Txn};
 use keelson_harness::{Faults, TestMember};
 use tokio::task::JoinHandle;
 
 /// Far more than anything here takes.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = keelson_harness::wait::PATIENCE;
 /// How often something that comes by itself is looked for.
 const POLL: Duration = Duration::from_millis(2);
 
@@ -319,7 +319,6 @@ async fn leases_are_renewed_as_long_as_their_keys_may_be_written() {
         it.alice.keep_alive_once(lease).await,
         ApiError::InvalidAuthToken,
     );
-    let options = Options::default();
-    let nobody = it.member.client_with(options).await.unwrap();
+    let nobody = it.member.client().await.unwrap();
     refused(nobody.keep_alive_once(lease).await, ApiError::UserEmpty);
 }

@@ -10,7 +10,10 @@ use keelson_client::etcdserverpb as pb;
 use keelson_client::{
     ApiError, Client, Code, Compare, Delete, Get, Op, Order, Put, Relation, SortBy, Span, Txn,
 };
-use keelson_e2e::{Process, launch};
+use keelson_e2e::{Process, launch, patient};
+
+/// Far more than anything here takes.
+const PATIENCE: Duration = keelson_harness::wait::PATIENCE;
 
 fn server() -> Process {
     Process::start(launch(env!("CARGO_BIN_EXE_keelson-under-test"))).unwrap()
@@ -211,9 +214,7 @@ async fn bytes_that_are_no_request_do_not_disturb_the_others() {
         .concat(),
     ] {
         let mut socket = TcpStream::connect(("127.0.0.1", server.client_port())).unwrap();
-        socket
-            .set_read_timeout(Some(Duration::from_secs(10)))
-            .unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
         socket.write_all(&bytes).unwrap();
         // What it says to that is its own matter, and it may hang up while we speak.
         let _ended = socket.shutdown(std::net::Shutdown::Write);
@@ -272,7 +273,7 @@ async fn users_see_what_their_roles_let_them() {
     assert_eq!(wrong.api(), Some(ApiError::AuthFailed));
     root.authenticate("root", "secret").await.unwrap();
 
-    let mut options = keelson_client::Options::default();
+    let mut options = patient();
     options.user = Some(("bob".to_owned(), "bob".to_owned()));
     let bob = Client::connect_with(&server.client_url(), options)
         .await

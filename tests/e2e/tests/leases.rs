@@ -8,7 +8,10 @@ use keelson_e2e::{Process, launch};
 use tokio::time::timeout;
 
 /// Far more than anything here takes.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = keelson_harness::wait::PATIENCE;
+/// Of a lease, in seconds: more than a few calls take, and than a machine with other work keeps a renewal
+/// waiting.
+const TTL: i64 = 10;
 /// How often the end of a lease is looked for.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -21,7 +24,7 @@ async fn keys_go_with_their_lease_and_not_before() {
     let server = server();
     let client = server.client().await.unwrap();
     let granted = Instant::now();
-    let lease = client.lease_grant(2, 0).await.unwrap();
+    let lease = client.lease_grant(TTL, 0).await.unwrap();
     for key in ["a", "b"] {
         client
             .put(Put::new(key, "x").lease(lease.id))
@@ -29,13 +32,13 @@ async fn keys_go_with_their_lease_and_not_before() {
             .unwrap();
     }
     let left = client.lease_time_to_live(lease.id, true).await.unwrap();
-    assert_eq!((left.granted_ttl, left.keys.len()), (2, 2));
+    assert_eq!((left.granted_ttl, left.keys.len()), (TTL, 2));
 
     while client.get(Get::all()).await.unwrap().count > 0 {
         assert!(granted.elapsed() < PATIENCE, "the keys are still there");
         tokio::time::sleep(POLL).await;
     }
-    assert!(granted.elapsed() >= Duration::from_secs(2));
+    assert!(granted.elapsed() >= Duration::from_secs(TTL as u64));
     let gone = client.get(Get::all()).await.unwrap();
     assert_eq!(gone.header.unwrap().revision, 4, "both go at one revision");
     assert_eq!(
@@ -52,14 +55,15 @@ async fn keys_go_with_their_lease_and_not_before() {
 async fn a_lease_that_is_kept_alive_lives_until_it_is_revoked() {
     let server = server();
     let client = server.client().await.unwrap();
-    let lease = client.lease_grant(2, 4711).await.unwrap();
+    let lease = client.lease_grant(TTL, 4711).await.unwrap();
     client.put(Put::new("k", "x").lease(4711)).await.unwrap();
     let mut alive = client.keep_alive(lease.id).await.unwrap();
     let began = Instant::now();
-    while began.elapsed() < Duration::from_secs(4) {
+    // Longer than it would live by itself.
+    while began.elapsed() < Duration::from_secs(TTL as u64 * 3 / 2) {
         let state = timeout(PATIENCE, alive.changed()).await.unwrap();
         assert!(
-            matches!(state, LeaseState::Alive { ttl: 2, .. }),
+            matches!(state, LeaseState::Alive { ttl: TTL, .. }),
             "{state:?}"
         );
     }
@@ -76,7 +80,7 @@ async fn a_lease_is_kept_alive_across_a_restart() {
     let mut server = server();
     let client = server.client().await.unwrap();
     let lease = client.lease_grant(60, 0).await.unwrap();
-    let short = client.lease_grant(6, 0).await.unwrap();
+    let short = client.lease_grant(2 * TTL, 0).await.unwrap();
     client
         .put(Put::new("k", "x").lease(lease.id))
         .await

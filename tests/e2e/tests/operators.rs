@@ -12,7 +12,7 @@ use keelson_server::config::Config;
 use serde_json::Value;
 use tempfile::TempDir;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = keelson_harness::wait::PATIENCE;
 const POLL: Duration = Duration::from_millis(5);
 
 /// The log of all members in this process: a file, as `--log-outputs` makes it.

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use keelson_client::{Client, Delete, Get, Options, Put, Txn, Watch};
-use keelson_e2e::{Process, launch};
+use keelson_client::{Client, Delete, Get, Put, Txn, Watch};
+use keelson_e2e::{Process, launch, patient};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
 /// Far more than anything here takes.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = keelson_harness::wait::PATIENCE;
 const WRITERS: usize = 8;
 /// Kills when `KEELSON_E2E_ROUNDS` does not say otherwise.
 const ROUNDS: u64 = 4;
@@ -111,7 +111,7 @@ async fn a_kill_under_load_loses_nothing_acknowledged_and_reorders_nothing() {
         let count = Arc::new(AtomicU64::new(WRITES * round));
         let mut writers = Vec::new();
         for writer in 0..WRITERS {
-            let client = Client::connect(&server.client_url()).await.unwrap();
+            let client = server.client().await.unwrap();
             let load = write(
                 client,
                 writer,
@@ -168,7 +168,7 @@ async fn check(client: &Client, acknowledged: &[Written]) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn calls_end_in_time_when_nobody_answers() {
     let mut server = server();
-    let mut options = Options::default();
+    let mut options = patient();
     options.call_timeout = Duration::from_millis(300);
     let client = Client::connect_with(&server.client_url(), options)
         .await

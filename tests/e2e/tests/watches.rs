@@ -4,12 +4,14 @@
 use std::time::Duration;
 
 use keelson_client::mvccpb::event::EventType;
-use keelson_client::{ApiError, Client, Delete, Error, Get, Options, Put, Txn, Watch, Watcher};
-use keelson_e2e::{Process, launch};
+use keelson_client::{ApiError, Client, Delete, Error, Get, Put, Txn, Watch, Watcher};
+use keelson_e2e::{Process, launch, patient};
 use tokio::time::timeout;
 
 /// Far more than anything here takes.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = keelson_harness::wait::PATIENCE;
+/// Of a lease, in seconds: more than a few calls take.
+const TTL: i64 = 10;
 
 fn server() -> Process {
     Process::start(launch(env!("CARGO_BIN_EXE_keelson-under-test"))).unwrap()
@@ -82,7 +84,7 @@ async fn a_watch_that_begins_before_what_is_kept_is_told_what_is_kept() {
 async fn a_watch_sees_the_keys_go_with_their_lease_at_one_revision() {
     let server = server();
     let client = server.client().await.unwrap();
-    let lease = client.lease_grant(2, 0).await.unwrap();
+    let lease = client.lease_grant(TTL, 0).await.unwrap();
     for key in ["a", "b"] {
         client
             .put(Put::new(key, "x").lease(lease.id))
@@ -110,7 +112,7 @@ async fn a_watch_that_is_not_permitted_says_so() {
     root.user_grant_role("root", "root").await.unwrap();
     root.user_add("bob", "bob").await.unwrap();
     root.auth_enable().await.unwrap();
-    let mut options = Options::default();
+    let mut options = patient();
     options.user = Some(("bob".to_owned(), "bob".to_owned()));
     let bob = Client::connect_with(&server.client_url(), options)
         .await

@@ -37,7 +37,7 @@ const OWN: [(&str, &str); 2] = [
     ),
 ];
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A family as far as it is the same on every run.
 #[derive(Debug, Default, PartialEq)]

@@ -20,7 +20,7 @@ use keelson_wal::RealFiles;
 use serde_json::Value;
 use tempfile::TempDir;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Nobody asks anything.
 struct Nobody;

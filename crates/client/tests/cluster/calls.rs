@@ -2,7 +2,7 @@
 
 use h2::Reason;
 use keelson_client::etcdserverpb as pb;
-use keelson_client::{Client, Code, Error, Get, Options, Put};
+use keelson_client::{Client, Code, Error, Get, Put};
 use std::time::Duration;
 
 use crate::fake::{Fake, urls};
@@ -20,7 +20,7 @@ async fn calls_go_to_the_endpoints_in_turn() {
     for count in &seen {
         fakes.push(counting(count).await);
     }
-    let client = soon(Client::connect(&urls(&fakes))).await.unwrap();
+    let client = soon(crate::connect(&urls(&fakes))).await.unwrap();
     all_connected(&client, &seen).await;
     let before: Vec<usize> = seen.iter().map(Count::get).collect();
     for _ in 0..9 {
@@ -42,7 +42,7 @@ async fn a_read_goes_on_at_the_next_endpoint_when_one_is_not_available() {
     .await;
     let second = counting(&served).await;
     let fakes = [first, second];
-    let client = soon(Client::connect(&urls(&fakes))).await.unwrap();
+    let client = soon(crate::connect(&urls(&fakes))).await.unwrap();
     all_connected(&client, &[refused, served]).await;
 }
 
@@ -57,7 +57,7 @@ async fn a_write_is_never_repeated_after_an_answer() {
     .await;
     let second = counting(&served).await;
     let fakes = [first, second];
-    let client = soon(Client::connect(&urls(&fakes))).await.unwrap();
+    let client = soon(crate::connect(&urls(&fakes))).await.unwrap();
     all_connected(&client, &[refused.clone(), served.clone()]).await;
     let before = refused.get() + served.get();
     let mut failed = 0;
@@ -80,7 +80,7 @@ async fn a_write_goes_elsewhere_if_it_was_not_sent() {
     let first = counting(&gone).await;
     let second = counting(&served).await;
     let both = format!("{},{}", first.url(), second.url());
-    let client = soon(Client::connect(&both)).await.unwrap();
+    let client = soon(crate::connect(&both)).await.unwrap();
     all_connected(&client, &[gone.clone(), served.clone()]).await;
     first.stop().await;
     // The connection that has just broken may still take one that is then lost.
@@ -118,7 +118,7 @@ async fn a_write_goes_elsewhere_if_the_server_says_it_did_not_begin_with_it() {
         .await;
         let second = counting(&served).await;
         let fakes = [first, second];
-        let client = soon(Client::connect(&urls(&fakes))).await.unwrap();
+        let client = soon(crate::connect(&urls(&fakes))).await.unwrap();
         all_connected(&client, &[refused.clone(), served.clone()]).await;
         let mut failed = 0;
         for _ in 0..4 {
@@ -135,7 +135,7 @@ async fn a_write_goes_elsewhere_if_the_server_says_it_did_not_begin_with_it() {
 #[tokio::test]
 async fn a_connection_that_breaks_under_a_write_is_an_error_that_names_the_endpoint() {
     let first = Fake::start(|call| call.break_connection()).await;
-    let client = soon(Client::connect(&first.url())).await.unwrap();
+    let client = soon(crate::connect(&first.url())).await.unwrap();
     let error = soon(client.put(Put::new("a", "b"))).await.unwrap_err();
     let Error::Broken {
         endpoint,
@@ -159,7 +159,7 @@ async fn a_call_that_nobody_can_take_names_every_endpoint() {
     one.stop().await;
     two.stop().await;
     let both = format!("{first},{second}");
-    let mut options = Options::default();
+    let mut options = crate::patient();
     options.call_timeout = Duration::from_millis(200);
     let refused = soon(Client::connect_with(&both, options.clone()))
         .await
@@ -180,7 +180,7 @@ async fn a_call_that_nobody_can_take_names_every_endpoint() {
 #[tokio::test]
 async fn a_call_that_is_not_answered_names_the_endpoint() {
     let fake = Fake::start(|call| call.hang()).await;
-    let mut options = Options::default();
+    let mut options = crate::patient();
     options.call_timeout = Duration::from_millis(200);
     let client = soon(Client::connect_with(&fake.url(), options))
         .await
@@ -195,7 +195,7 @@ async fn an_endpoint_that_comes_back_is_used_again() {
     let first = counting(&restarted).await;
     let second = counting(&stays).await;
     let both = format!("{},{}", first.url(), second.url());
-    let client = soon(Client::connect(&both)).await.unwrap();
+    let client = soon(crate::connect(&both)).await.unwrap();
     all_connected(&client, &[restarted.clone(), stays.clone()]).await;
     let port = first.port();
     first.stop().await;
@@ -212,7 +212,7 @@ async fn a_call_waits_for_an_endpoint_that_starts_meanwhile() {
     let fake = Fake::start(|call| call.hang()).await;
     let (port, url) = (fake.port(), fake.url());
     fake.stop().await;
-    let client = Client::lazy(&url, Options::default()).unwrap();
+    let client = Client::lazy(&url, crate::patient()).unwrap();
     let write = client.put(Put::new("a", "b"));
     tokio::pin!(write);
     // Until it has found that nobody listens.
@@ -229,7 +229,7 @@ async fn a_call_waits_for_an_endpoint_that_starts_meanwhile() {
 async fn a_client_of_one_endpoint_asks_no_other() {
     let seen = [Count::default(), Count::default()];
     let fakes = [counting(&seen[0]).await, counting(&seen[1]).await];
-    let client = soon(Client::connect(&urls(&fakes))).await.unwrap();
+    let client = soon(crate::connect(&urls(&fakes))).await.unwrap();
     all_connected(&client, &seen).await;
     let before = seen[0].get();
     let only = client.only(fakes[1].url().parse().unwrap());
@@ -250,7 +250,7 @@ async fn only_a_client_that_requires_a_leader_says_so() {
         });
     })
     .await;
-    let client = soon(Client::connect(&fake.url())).await.unwrap();
+    let client = soon(crate::connect(&fake.url())).await.unwrap();
     let plain = soon(client.get(Get::key("a"))).await.unwrap();
     let requires = client.with_require_leader(true);
     let asked = soon(requires.get(Get::key("a"))).await.unwrap();

@@ -1,7 +1,7 @@
 //! Leases that are kept alive at another endpoint.
 
 use keelson_client::etcdserverpb as pb;
-use keelson_client::{Client, Code, LeaseState};
+use keelson_client::{Code, LeaseState};
 
 use crate::fake::{Call, Fake, urls};
 use crate::{Count, soon};
@@ -45,7 +45,7 @@ async fn a_lease_lives_on_when_its_endpoint_stops() {
         ));
     }
     let both = fakes.iter().flatten().map(Fake::url).collect::<Vec<_>>();
-    let client = soon(Client::connect(&both.join(","))).await.unwrap();
+    let client = soon(crate::connect(&both.join(","))).await.unwrap();
     let mut keep_alive = soon(client.keep_alive(7)).await.unwrap();
     let serving = usize::from(counts[0].get() == 0);
     fakes[serving].take().unwrap().stop().await;
@@ -74,7 +74,7 @@ async fn a_lease_lives_on_when_its_endpoint_hangs() {
         }
     })
     .await;
-    let client = soon(Client::connect(&first.url())).await.unwrap();
+    let client = soon(crate::connect(&first.url())).await.unwrap();
     let mut keep_alive = soon(client.keep_alive(7)).await.unwrap();
     assert_eq!(hung.get(), 1);
     let count = alive.clone();
@@ -105,7 +105,7 @@ async fn a_member_without_a_leader_does_not_end_a_lease() {
     let count = alive.clone();
     let third = Fake::start(move |call| renews(count.clone(), call)).await;
     let fakes = [first, learner, third];
-    let client = soon(Client::connect(&urls(&fakes))).await.unwrap();
+    let client = soon(crate::connect(&urls(&fakes))).await.unwrap();
     let mut keep_alive = soon(client.keep_alive(7)).await.unwrap();
     renewed(&mut keep_alive, &alive, 1).await;
 }
@@ -125,7 +125,7 @@ async fn a_lease_that_is_gone_ends() {
         }
     })
     .await;
-    let client = soon(Client::connect(&fake.url())).await.unwrap();
+    let client = soon(crate::connect(&fake.url())).await.unwrap();
     let mut keep_alive = soon(client.keep_alive(7)).await.unwrap();
     let end = soon(keep_alive.ended()).await;
     assert!(matches!(end, LeaseState::Gone), "{end:?}");

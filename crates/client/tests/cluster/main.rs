@@ -20,18 +20,30 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use keelson_client::etcdserverpb as pb;
-use keelson_client::{Client, Get};
+use keelson_client::{Client, Error, Get, Options};
 
 use fake::Call;
 
 /// The longest that anything may take.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// `work`, which must end.
 async fn soon<T>(work: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, work)
         .await
         .expect("it ends in time")
+}
+
+/// What clients are made with where no time-out is meant to end a call.
+fn patient() -> Options {
+    let mut options = Options::default();
+    options.connect_timeout = PATIENCE;
+    options.call_timeout = PATIENCE;
+    options
+}
+
+async fn connect(endpoints: &str) -> Result<Client, Error> {
+    Client::connect_with(endpoints, patient()).await
 }
 
 /// How often something happened.

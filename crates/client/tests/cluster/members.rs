@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use keelson_client::etcdserverpb as pb;
-use keelson_client::{Client, Endpoint, Error, Options};
+use keelson_client::{Client, Endpoint, Error};
 
 use crate::fake::Fake;
 use crate::soon;
@@ -41,7 +41,7 @@ async fn sync_takes_the_voters_that_have_started() {
     let members = Arc::new(Mutex::new(Vec::new()));
     let fake = naming(Arc::clone(&members)).await;
     let url = fake.url();
-    let client = soon(Client::connect(&url)).await.unwrap();
+    let client = soon(crate::connect(&url)).await.unwrap();
     let error = soon(client.sync()).await.unwrap_err();
     assert!(matches!(error, Error::Answer { .. }), "{error}");
     assert_eq!(client.endpoints(), endpoints(&[&url]));
@@ -63,7 +63,7 @@ async fn auto_sync_follows_members_that_come_and_go() {
     let first = naming(Arc::clone(&members)).await;
     let second = naming(Arc::clone(&members)).await;
     *members.lock().unwrap() = vec![member("one", &first.url(), false)];
-    let mut options = Options::default();
+    let mut options = crate::patient();
     options.auto_sync = Some(Duration::from_millis(1));
     let client = soon(Client::connect_with(&first.url(), options))
         .await

@@ -86,7 +86,7 @@ async fn behind(acceptor: TlsAcceptor) -> Fake {
 }
 
 fn with(tls: Tls) -> Options {
-    let mut options = Options::default();
+    let mut options = crate::patient();
     options.tls = Some(tls);
     options
 }
@@ -182,6 +182,6 @@ async fn a_socket_of_the_file_system_is_an_endpoint() {
     let counted = count.clone();
     let _fake = Fake::start_unix(&path, move |call| counts(counted.clone(), call));
     let endpoint = format!("unix://{}", path.display());
-    reads(&endpoint, Options::default()).await.unwrap();
+    reads(&endpoint, crate::patient()).await.unwrap();
     assert_eq!(count.get(), 1);
 }

@@ -60,7 +60,7 @@ impl Member {
 }
 
 fn as_root() -> Options {
-    let mut options = Options::default();
+    let mut options = crate::patient();
     options.user = Some(("root".to_owned(), "secret".to_owned()));
     options
 }

@@ -75,7 +75,8 @@ fn a_member_that_cannot_hear_the_others_does_not_disturb_their_term() {
     for number in (0..3).filter(|number| *number != deaf) {
         cluster.net.cut(cluster.id(number), cluster.id(deaf));
     }
-    let term = cluster.node(leader).status().term;
+    let votes = || cluster.net.passed_from(MessageKind::Vote, cluster.id(deaf));
+    let before = votes();
     cluster.wait("it has lost its leader", |cluster| {
         cluster.node(deaf).status().leader.is_none()
     });
@@ -84,11 +85,12 @@ fn a_member_that_cannot_hear_the_others_does_not_disturb_their_term() {
         cluster.net.passed(MessageKind::PreVote) >= polls + 4
     });
     cluster.put(leader, "a", "1");
-    assert_eq!(cluster.node(leader).status().term, term);
-    assert_eq!(cluster.node(deaf).status().term, term);
+    // Another one may be elected because the machine has other work; not for what the deaf one says.
+    let term = |number: usize| cluster.node(number).status().term;
+    assert!(term(deaf) <= term(leader));
+    assert_eq!(votes(), before, "it only asks whether it would be elected");
     cluster.net.heal();
     assert_eq!(cluster.get(deaf, "a").as_deref(), Some("1"));
-    assert_eq!(cluster.node(leader).status().term, term);
 }
 
 #[test]

@@ -19,8 +19,8 @@ struct State {
     /// Since when a member is there.
     since: BTreeMap<MemberId, Duration>,
     releases: BTreeMap<MemberId, Version>,
-    /// Kinds of messages that have passed.
-    passed: BTreeMap<MessageKind, u64>,
+    /// Messages that have passed, by kind and sender.
+    passed: BTreeMap<(MessageKind, MemberId), u64>,
     snapshots: u64,
     /// Members that lie about their hashes.
     liars: BTreeSet<MemberId>,
@@ -97,7 +97,15 @@ impl Net {
 
     /// Messages of a kind that have passed.
     pub(crate) fn passed(&self, kind: MessageKind) -> u64 {
-        self.lock().passed.get(&kind).copied().unwrap_or(0)
+        let state = self.lock();
+        let of_kind = state.passed.iter().filter(|((of, _), _)| *of == kind);
+        of_kind.map(|(_, count)| count).sum()
+    }
+
+    /// Messages of a kind that have passed from one member.
+    pub(crate) fn passed_from(&self, kind: MessageKind, from: MemberId) -> u64 {
+        let state = self.lock();
+        state.passed.get(&(kind, from)).copied().unwrap_or(0)
     }
 
     fn target(&self, from: MemberId, to: MemberId) -> Option<Node> {
@@ -134,7 +142,7 @@ impl Peers for Wires {
             // The first messages go out before the member is known here.
             let from = if own.is_none() { message.from } else { own };
             if let Some(node) = self.net.target(from, message.to) {
-                *self.net.lock().passed.entry(kind).or_default() += 1;
+                *self.net.lock().passed.entry((kind, from)).or_default() += 1;
                 // What a member refuses is lost, as on a socket.
                 let _ = node.step(message);
             }

@@ -85,6 +85,8 @@ impl Three {
         let initial: Vec<_> = (0..3).map(|it| (format!("m{it}"), urls(it))).collect();
         let configs = (0..3).zip(&dirs).map(|(number, dir)| {
             let mut config = config(dir.path(), number);
+            config.heartbeat = Duration::from_millis(30);
+            config.election = Duration::from_millis(300);
             config.initial_cluster.clone_from(&initial);
             change(&mut config);
             config

@@ -24,7 +24,7 @@ use tempfile::TempDir;
 use crate::net::{Net, Wires};
 
 /// How long anything may take: a busy machine is slow, a lost answer never comes.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Takes answers, events, and word of the end.
 #[derive(Default)]
@@ -145,8 +145,8 @@ pub(crate) fn urls(number: usize) -> Vec<String> {
 pub(crate) fn config(dir: &Path, number: usize) -> Config {
     let mut config = Config::new(&format!("m{number}"), dir, "");
     config.client_urls = vec![format!("http://127.0.0.1:{}", 2379 + 10 * number)];
-    config.heartbeat = Duration::from_millis(30);
-    config.election = Duration::from_millis(300);
+    config.heartbeat = Duration::from_millis(100);
+    config.election = Duration::from_millis(1000);
     config.wal_segment_bytes = 1 << 20;
     config
 }

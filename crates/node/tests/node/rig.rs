@@ -18,7 +18,7 @@ use keelson_store::range::{self, ReadAt};
 use keelson_store::{EventRange, Outcome, Shared};
 
 /// How long anything may take: a busy machine is slow, a lost answer never comes.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Takes answers, and counts how often it is called.
 #[derive(Default)]

@@ -15,7 +15,7 @@ use keelson_store::{Durable, EventRange};
 use crate::disk::{Disk, Progress};
 
 /// How long anything may take: a busy machine is slow, a lost answer never comes.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The slot of orders; steps of a script have their number.
 const ORDER: u32 = u32::MAX;

@@ -159,7 +159,7 @@ async fn what_can_finish_is_finished_before_the_threads_end() {
     tokio::task::yield_now().await;
     let stopped = tokio::task::spawn_blocking(move || {
         let started = Instant::now();
-        server.serving.join(Duration::from_secs(60));
+        server.serving.join(Duration::from_secs(600));
         started.elapsed()
     });
     // Either it was in time to be answered, or its stream was never opened.
@@ -168,7 +168,7 @@ async fn what_can_finish_is_finished_before_the_threads_end() {
         Err(error) => assert!(!error.is_parse(), "{error}"),
     }
     drop(sender);
-    assert!(stopped.await.unwrap() < Duration::from_secs(30));
+    assert!(stopped.await.unwrap() < Duration::from_secs(300));
 }
 
 #[tokio::test]

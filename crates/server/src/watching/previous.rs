@@ -326,7 +326,7 @@ mod tests {
                     () = waiting => {}
                 }
             };
-            let deadline = Duration::from_secs(30);
+            let deadline = Duration::from_secs(120);
             tokio::time::timeout(deadline, both).await.unwrap();
         }
     }

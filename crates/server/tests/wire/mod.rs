@@ -271,7 +271,7 @@ impl Both {
 
 /// Waits for something that is under way.
 pub(crate) async fn within<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(30), what)
+    tokio::time::timeout(Duration::from_secs(120), what)
         .await
         .expect("it takes no half minute")
 }

@@ -22,7 +22,7 @@ use keelson_transport::{
 };
 
 pub(crate) const CLUSTER: ClusterId = ClusterId(0xc1);
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(120);
 
 /// Waits until something holds.
 pub(crate) fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
@@ -138,7 +138,7 @@ impl Default for Setup {
     fn default() -> Setup {
         Setup {
             cluster: CLUSTER,
-            timeout: Duration::from_secs(5),
+            timeout: DEADLINE,
             tls: None,
             listener: None,
             connections_max: keelson_transport::CONNECTIONS_MAX,
@@ -178,7 +178,8 @@ impl Member {
                 min_cluster: Version::new(3, 0, 0),
             },
             advertised_urls: vec![url.clone()],
-            election_timeout: Duration::from_secs(1),
+            // It is what dialling may take, too.
+            election_timeout: DEADLINE,
             read_timeout: setup.timeout,
             write_timeout: setup.timeout,
             connections_max: setup.connections_max,

@@ -12,7 +12,7 @@ use keelson_harness::wait;
 use tokio::sync::{Mutex, MutexGuard};
 
 /// The longest that anything may take.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = keelson_harness::wait::PATIENCE;
 
 /// How much memory a member may use more than before, in bytes: far less than it would if what
 /// comes were not bounded.
@@ -53,7 +53,7 @@ impl Rig {
 
     /// Looks at a cluster that serves.
     pub(crate) async fn of(cluster: ProcessCluster) -> Rig {
-        let client = Client::connect(&cluster.endpoints()).await.unwrap();
+        let client = cluster.client().await.unwrap();
         let listed = client.member_list().await.unwrap();
         let id_of = |name: &str| {
             let member = listed.members.iter().find(|it| it.name == name);

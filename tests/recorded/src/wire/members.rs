@@ -16,10 +16,10 @@ use super::script::{Script, Status};
 use super::server::{Ports, Server};
 
 /// No answer after this long is an error.
-const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Until the second member has everything, and until it may be promoted.
-const CAUGHT_UP_DEADLINE: Duration = Duration::from_secs(30);
+const CAUGHT_UP_DEADLINE: Duration = Duration::from_secs(120);
 
 const RECORDED_CLUSTER: &str = "12101053776118486841";
 const RECORDED_VOTER: &str = "15985099378392235387";

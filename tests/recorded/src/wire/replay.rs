@@ -25,7 +25,7 @@ use super::snapshot::Snapshot;
 const SNAPSHOT: &str = "/etcdserverpb.Maintenance/Snapshot";
 
 /// No answer after this long is a difference.
-const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The deadline of calls that the recording client let run into one.
 const SHORT_DEADLINE: Duration = Duration::from_secs(1);
@@ -34,7 +34,7 @@ const SHORT_DEADLINE: Duration = Duration::from_secs(1);
 const SILENCE: Duration = Duration::from_millis(1500);
 
 /// What a cancelled call leaves behind is cleaned up by the server within this time.
-const SETTLING: Duration = Duration::from_secs(5);
+const SETTLING: Duration = Duration::from_secs(30);
 
 /// Differences shown in full; more are counted.
 const SHOWN: usize = 200;

@@ -14,7 +14,7 @@ use super::call;
 use super::script::HttpRequest;
 
 /// From start to the log line that tools wait for, and from there to the settled storage version.
-const START_DEADLINE: Duration = Duration::from_secs(30);
+const START_DEADLINE: Duration = Duration::from_secs(120);
 
 /// What a server listens on.
 #[derive(Debug, Clone, Copy)]
