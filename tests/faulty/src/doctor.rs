@@ -105,35 +105,37 @@ fn read_what_was(recorded: &mut Recorded) -> Option<()> {
     Some(())
 }
 
-/// The places of events in the first watch.
-fn batches(recorded: &Recorded) -> Vec<usize> {
-    let sent = recorded
-        .watches
-        .first()
-        .map_or(&[][..], |watch| &watch.sent);
-    let is_events = |sent: &Sent| matches!(sent, Sent::Events(_));
-    (0..sent.len()).filter(|it| is_events(&sent[*it])).collect()
+/// The watcher that got most batches of events, and their places.
+fn batches(recorded: &Recorded) -> Option<(usize, Vec<usize>)> {
+    let of = |sent: &[Sent]| -> Vec<usize> {
+        let is_events = |it: &usize| matches!(sent[*it], Sent::Events(_));
+        (0..sent.len()).filter(is_events).collect()
+    };
+    let each = recorded.watches.iter().enumerate();
+    let each = each.map(|(number, watched)| (number, of(&watched.watch.sent)));
+    each.max_by_key(|(_, batches)| batches.len())
 }
 
 fn miss_an_event(recorded: &mut Recorded) -> Option<()> {
-    let batches = batches(recorded);
+    let (watch, batches) = batches(recorded)?;
     let middle = *batches.get(batches.len() / 2)?;
-    recorded.watches[0].sent.remove(middle);
+    recorded.watches[watch].watch.sent.remove(middle);
     Some(())
 }
 
 fn repeat_an_event(recorded: &mut Recorded) -> Option<()> {
-    let batches = batches(recorded);
+    let (watch, batches) = batches(recorded)?;
     let middle = *batches.get(batches.len() / 2)?;
-    let again = recorded.watches[0].sent[middle].clone();
-    recorded.watches[0].sent.insert(middle + 1, again);
+    let sent = &mut recorded.watches[watch].watch.sent;
+    let again = sent[middle].clone();
+    sent.insert(middle + 1, again);
     Some(())
 }
 
 fn swap_events(recorded: &mut Recorded) -> Option<()> {
-    let batches = batches(recorded);
+    let (watch, batches) = batches(recorded)?;
     let middle = batches.len() / 2;
     let (one, other) = (*batches.get(middle.checked_sub(1)?)?, *batches.get(middle)?);
-    recorded.watches[0].sent.swap(one, other);
+    recorded.watches[watch].watch.sent.swap(one, other);
     Some(())
 }

@@ -44,11 +44,15 @@ pub enum Fault {
     ClockAhead,
     /// `SIGKILL` again and again, also in mid-start.
     RestartLoop,
+    /// Two at once: syncs of one member take long, and another one has no links.
+    SlowDiskAndPartition,
+    /// Two at once: the monotonic clock of one member jumps ahead, and another one is killed.
+    ClockAheadAndKill,
 }
 
 impl Fault {
     /// All kinds.
-    pub const ALL: [Fault; 14] = [
+    pub const ALL: [Fault; 16] = [
         Fault::Kill,
         Fault::KillAll,
         Fault::Stop,
@@ -63,6 +67,8 @@ impl Fault {
         Fault::WallJump,
         Fault::ClockAhead,
         Fault::RestartLoop,
+        Fault::SlowDiskAndPartition,
+        Fault::ClockAheadAndKill,
     ];
 
     /// What it is called in reports.
@@ -83,6 +89,8 @@ impl Fault {
             Fault::WallJump => "wall clock jump",
             Fault::ClockAhead => "monotonic clock jump",
             Fault::RestartLoop => "restart loop",
+            Fault::SlowDiskAndPartition => "slow disk and partition",
+            Fault::ClockAheadAndKill => "monotonic clock jump and kill -9",
         }
     }
 
@@ -130,6 +138,8 @@ impl Inflicted<'_> {
             Fault::WallJump => self.wall_jump(),
             Fault::ClockAhead => self.clock_ahead(),
             Fault::RestartLoop => self.restart_loop(),
+            Fault::SlowDiskAndPartition => self.slow_disk_and_partition(),
+            Fault::ClockAheadAndKill => self.clock_ahead_and_kill(),
         }
     }
 
@@ -216,7 +226,7 @@ impl Inflicted<'_> {
             0 => self.cut_off(member, (true, false)),
             1 => self.cut_off(member, (false, true)),
             _ => {
-                let other = (member + 1 + self.random.index(MEMBERS - 1)) % MEMBERS;
+                let other = self.another(member);
                 let how = self.how();
                 self.members.network.cut(member, other, how)?;
                 let long = self.hold(1_500, 6_000);
@@ -340,6 +350,12 @@ impl Inflicted<'_> {
 
     fn clock_ahead(&mut self) -> anyhow::Result<(String, Instant)> {
         let member = self.target();
+        let by = self.jump_ahead(member)?;
+        Ok((format!("{} by {by} ms", self.named(member)), Instant::now()))
+    }
+
+    /// By so many milliseconds.
+    fn jump_ahead(&mut self, member: usize) -> anyhow::Result<u64> {
         let by = self.random.between(500, 30_000);
         let before = self.members.ills(member).clone();
         let ills = Ills {
@@ -347,7 +363,38 @@ impl Inflicted<'_> {
             ..before
         };
         self.members.steer(member, ills)?;
-        Ok((format!("{} by {by} ms", self.named(member)), Instant::now()))
+        Ok(by)
+    }
+
+    /// Another member than this one.
+    fn another(&mut self, member: usize) -> usize {
+        (member + 1 + self.random.index(MEMBERS - 1)) % MEMBERS
+    }
+
+    fn slow_disk_and_partition(&mut self) -> anyhow::Result<(String, Instant)> {
+        let slow = self.target();
+        let takes = self.random.between(100, 500);
+        self.set_disk(slow, &format!("log.sync-takes {takes}\n"))?;
+        let cut = self.another(slow);
+        let (what, _) = self.cut_off(cut, (false, false))?;
+        self.set_disk(slow, "")?;
+        let what = format!("syncs of {} take {takes} ms; {what}", self.named(slow));
+        Ok((what, Instant::now()))
+    }
+
+    fn clock_ahead_and_kill(&mut self) -> anyhow::Result<(String, Instant)> {
+        let killed = self.target();
+        let ahead = self.another(killed);
+        self.members.kill(killed)?;
+        let by = self.jump_ahead(ahead)?;
+        let long = self.hold(0, 2_000);
+        self.members.spawn(killed)?;
+        let what = format!(
+            "{} by {by} ms; {} is away for {long:?}",
+            self.named(ahead),
+            self.named(killed)
+        );
+        Ok((what, Instant::now()))
     }
 
     fn restart_loop(&mut self) -> anyhow::Result<(String, Instant)> {

@@ -4,6 +4,8 @@
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -37,6 +39,8 @@ pub struct Members {
     pub network: Network,
     seats: Vec<Seat>,
     dir: PathBuf,
+    /// How far monotonic clocks have jumped ahead in all, in milliseconds.
+    jumped: Arc<AtomicU64>,
 }
 
 #[derive(Debug)]
@@ -70,6 +74,7 @@ impl Members {
             network,
             seats,
             dir: dir.to_owned(),
+            jumped: Arc::default(),
         };
         for number in 0..MEMBERS {
             members.spawn(number)?;
@@ -91,6 +96,12 @@ impl Members {
         urls.join(",")
     }
 
+    /// How far the members' monotonic clocks have jumped ahead in all, in milliseconds: told before they do.
+    #[must_use]
+    pub fn jumped(&self) -> &Arc<AtomicU64> {
+        &self.jumped
+    }
+
     /// The ids of those that run.
     pub fn processes(&self) -> impl Iterator<Item = u32> {
         self.seats.iter().filter_map(|seat| seat.process.pid())
@@ -107,7 +118,7 @@ impl Members {
     /// Waits until all serve.
     ///
     /// # Errors
-    /// If one has ended or does not serve in 30 s.
+    /// If one has ended or does not serve in time.
     pub fn wait_until_ready(&mut self) -> anyhow::Result<()> {
         for (number, seat) in self.seats.iter_mut().enumerate() {
             let ready = seat.process.wait_until_ready();
@@ -119,7 +130,7 @@ impl Members {
     /// Waits until a member that was started either serves or has ended; which of the two it was.
     ///
     /// # Errors
-    /// If neither happens in half a minute.
+    /// If neither happens in time.
     pub fn wait_until_ready_or_ended(&mut self, number: usize) -> anyhow::Result<bool> {
         let process = &mut self.seats[number].process;
         wait::until(|| {
@@ -152,7 +163,7 @@ impl Members {
     /// Waits until a member ends by itself.
     ///
     /// # Errors
-    /// If it does not in 30 s.
+    /// If it does not in time.
     pub fn wait_for_end(&mut self, number: usize) -> anyhow::Result<Exit> {
         let exit = self.seats[number].process.wait_for_end()?;
         self.keep_log(number, &exit)?;
@@ -215,6 +226,8 @@ impl Members {
             "clock.wall {}\nclock.ahead {}\n",
             ills.wall_ms, ills.ahead_ms
         ));
+        let jump = ills.ahead_ms.saturating_sub(seat.ills.ahead_ms);
+        self.jumped.fetch_add(jump, Ordering::SeqCst);
         seat.ills = ills;
         let making = seat.steering.with_added_extension("new");
         fs::write(&making, &text)?;

@@ -12,13 +12,15 @@ use keelson_harness::wait;
 use keelson_sim::Random;
 use tokio::runtime::Runtime;
 
+use crate::compactions::{Asked, Compactions};
 use crate::faults::{Fault, Inflicted, in_fault};
 use crate::heal::{self, Heal};
+use crate::leases::Leases;
 use crate::load::{self, Load};
 use crate::members::{MEMBERS, Members};
 use crate::record::Recorder;
 use crate::stalls::Stalls;
-use crate::verdict::{self, Verdict};
+use crate::verdict::{self, Verdict, Work};
 use crate::watchers::Watchers;
 
 /// How long a member may take to say who leads.
@@ -29,7 +31,7 @@ const WORTH_TELLING: Duration = Duration::from_millis(100);
 
 /// What was asked for.
 #[derive(Clone, Copy, Debug)]
-pub struct Asked {
+pub struct Wanted {
     /// How long faults go on. Each kind comes at least once.
     pub long: Duration,
     /// What decides what comes when.
@@ -57,7 +59,7 @@ pub struct Report {
 /// # Errors
 /// What a member did not do as it must, or what was not as it must be at the end.
 pub fn run(
-    asked: Asked,
+    wanted: Wanted,
     binary: &Path,
     dir: &Path,
     say: &mut dyn FnMut(&str),
@@ -68,11 +70,17 @@ pub fn run(
         .worker_threads(2)
         .enable_all()
         .build()?;
-    let mut random = Random::new(asked.seed);
+    let mut random = Random::new(wanted.seed);
     let mut members = Members::start(binary, dir)?;
     let recorder = Arc::new(Recorder::default());
-    let watchers = Watchers::start(runtime.handle())?;
-    let load = Load::start(runtime.handle(), &recorder, &mut random)?;
+    let asked = Asked::default();
+    let work = Work {
+        watchers: Watchers::start(runtime.handle(), &asked)?,
+        load: Load::start(runtime.handle(), &recorder, &mut random)?,
+        leases: Leases::start(runtime.handle(), &recorder, members.jumped())?,
+        compactions: Compactions::start(runtime.handle(), asked.clone(), random.fork())?,
+        asked,
+    };
     let mut rig = Rig {
         members: &mut members,
         recorder: &recorder,
@@ -82,10 +90,10 @@ pub fn run(
         faults: BTreeMap::new(),
         heals: Vec::new(),
     };
-    let ended = rig.faults(asked.long, say);
+    let ended = rig.faults(wanted.long, say);
     let (faults, heals) = (rig.faults, rig.heals);
     let concluded = ended.and_then(|()| {
-        let concluded = verdict::conclude(&recorder, load, watchers);
+        let concluded = verdict::conclude(&recorder, work);
         runtime.block_on(concluded)
     });
     // Whatever happened, the logs are to be whole.
@@ -98,6 +106,11 @@ pub fn run(
         took: began.elapsed(),
     };
     heal::check(&report.heals)?;
+    ensure!(
+        report.verdict.compactions > 0 && report.verdict.leases.renewed > 0,
+        "nothing was compacted, or no lease renewed: {:?}",
+        report.verdict
+    );
     let behind = report.faults.get(&Fault::LeftBehind).copied().unwrap_or(0);
     ensure!(
         report.snapshots >= behind as usize,

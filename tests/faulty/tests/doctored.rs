@@ -3,6 +3,7 @@
 use keelson_faulty::doctor;
 use keelson_faulty::record::put;
 use keelson_faulty::verdict::{Recorded, judge};
+use keelson_faulty::watchers::Watched;
 use keelson_sim::Random;
 use keelson_sim::history::{Change, History, Model, Operation, Request, Response, Write};
 use keelson_sim::watch_check::{Sent, Watch};
@@ -62,7 +63,10 @@ fn records(seed: u64, count: u64) -> Recorded {
     };
     Recorded {
         history,
-        watches: vec![watch],
+        watches: vec![Watched {
+            watch,
+            is_complete: true,
+        }],
         last: model.revision,
     }
 }

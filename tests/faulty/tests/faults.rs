@@ -13,14 +13,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
 use keelson_faulty::heal::{ALWAYS, MEDIAN, median};
-use keelson_faulty::run::{Asked, Report, run};
+use keelson_faulty::run::{Report, Wanted, run};
 use keelson_faulty::stage;
 use tempfile::TempDir;
 
 const MINUTE: Duration = Duration::from_mins(1);
 
 struct Arguments {
-    asked: Asked,
+    asked: Wanted,
     /// Whether what members wrote stays.
     keep: bool,
 }
@@ -63,7 +63,7 @@ fn kept(dir: &mut TempDir) -> PathBuf {
 fn arguments() -> anyhow::Result<Arguments> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
     let mut arguments = Arguments {
-        asked: Asked {
+        asked: Wanted {
             long: MINUTE,
             seed: u64::from(now.subsec_nanos()),
         },

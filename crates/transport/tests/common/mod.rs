@@ -138,7 +138,8 @@ impl Default for Setup {
     fn default() -> Setup {
         Setup {
             cluster: CLUSTER,
-            timeout: DEADLINE,
+            // Some wait until it is over.
+            timeout: Duration::from_secs(15),
             tls: None,
             listener: None,
             connections_max: keelson_transport::CONNECTIONS_MAX,
