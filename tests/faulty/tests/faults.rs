@@ -155,6 +155,15 @@ fn print(report: &Report) {
             .sum::<Duration>()
     );
     eprintln!(
+        "{} compactions, for which watchers came too late {} times; {} renewals of leases, of which {} \
+         could not be renewed in time, and {} that were left are gone",
+        verdict.compactions,
+        verdict.too_late,
+        verdict.leases.renewed,
+        verdict.leases.ended,
+        verdict.leases.left
+    );
+    eprintln!(
         "linearizable, watches whole, nothing acknowledged lost; {} ways to spoil the records were seen through",
         verdict.doctored
     );
