@@ -38,7 +38,7 @@ async fn keys_go_with_their_lease_and_not_before() {
         assert!(granted.elapsed() < PATIENCE, "the keys are still there");
         tokio::time::sleep(POLL).await;
     }
-    assert!(granted.elapsed() >= Duration::from_secs(TTL as u64));
+    assert!(granted.elapsed() >= Duration::from_secs(TTL.unsigned_abs()));
     let gone = client.get(Get::all()).await.unwrap();
     assert_eq!(gone.header.unwrap().revision, 4, "both go at one revision");
     assert_eq!(
@@ -60,7 +60,7 @@ async fn a_lease_that_is_kept_alive_lives_until_it_is_revoked() {
     let mut alive = client.keep_alive(lease.id).await.unwrap();
     let began = Instant::now();
     // Longer than it would live by itself.
-    while began.elapsed() < Duration::from_secs(TTL as u64 * 3 / 2) {
+    while began.elapsed() < Duration::from_secs(TTL.unsigned_abs() * 3 / 2) {
         let state = timeout(PATIENCE, alive.changed()).await.unwrap();
         assert!(
             matches!(state, LeaseState::Alive { ttl: TTL, .. }),
