@@ -238,11 +238,14 @@ struct Open {
 /// A stream on which the watch stands, and the server's revision then.
 type Opened = (Open, i64);
 
+/// Opens one.
+type Work = dyn Future<Output = Result<Opened, Error>> + Send;
+
 /// A stream that is about to be opened. It outlives the call of [`Watcher::next`] that began with it: who
 /// drops that again and again does not begin anew each time.
 ///
 /// The lock is never taken: it makes a watcher something that threads may share.
-struct Opening(Mutex<Pin<Box<dyn Future<Output = Result<Opened, Error>> + Send>>>);
+struct Opening(Mutex<Pin<Box<Work>>>);
 
 impl Opening {
     fn begin(opened: impl Future<Output = Result<Opened, Error>> + Send + 'static) -> Opening {

@@ -77,7 +77,7 @@ mod tests {
             let login = || {
                 let (hashing, gate) = (Arc::clone(&hashing), Arc::clone(&gate));
                 tokio::spawn(async move {
-                    let work = move || drop(gate.lock().unwrap().recv());
+                    let work = move || gate.lock().unwrap().recv().is_err();
                     hashing.run(0, work).await
                 })
             };
@@ -98,7 +98,7 @@ mod tests {
             assert_eq!(other.expect("it waits for no login").unwrap(), 7);
             drop(open);
             while let Some((_, login)) = rest.pop() {
-                assert_eq!(login.await.unwrap(), Ok(()));
+                assert_eq!(login.await.unwrap(), Ok(true));
             }
         });
     }
