@@ -209,8 +209,7 @@ fn parse_timeout(value: &HeaderValue) -> Result<Duration, Status> {
 async fn one<Q: Message + Default>(call: &Call, inbound: Inbound) -> Result<Q, Status> {
     let message = inbound.single().await?;
     let request = inbound::decode(message)?;
-    call.admit(false)?;
-    call.know_token().await?;
+    call.admit(false).await?;
     Ok(request)
 }
 
@@ -220,24 +219,21 @@ async fn route(call: Call, inbound: Inbound, seen: &mut Option<Bytes>) -> Result
             let message = inbound.single().await?;
             *seen = Some(message.clone());
             let request: keelson_proto::rpc::etcdserverpb::RangeRequest = inbound::decode(message)?;
-            call.admit(request.serializable)?;
-            call.know_token().await?;
+            call.admit(request.serializable).await?;
             kv::range(&call, request).await
         }
         Method::Put => {
             let message = inbound.single().await?;
             *seen = Some(message.clone());
             let request = inbound::decode(message)?;
-            call.admit(false)?;
-            call.know_token().await?;
+            call.admit(false).await?;
             kv::put(&call, request).await
         }
         Method::Txn => {
             let message = inbound.single().await?;
             *seen = Some(message.clone());
             let request = inbound::decode_txn(message)?;
-            call.admit(false)?;
-            call.know_token().await?;
+            call.admit(false).await?;
             Box::pin(txn::txn(&call, request)).await
         }
         // Boxed, so that the calls above do not carry the size of the largest of all others.
@@ -269,21 +265,18 @@ async fn route_rare(
             let message = inbound.single().await?;
             *seen = Some(message.clone());
             let request = inbound::decode(message)?;
-            call.admit(false)?;
-            call.know_token().await?;
+            call.admit(false).await?;
             kv::delete_range(&call, request).await
         }
         Method::Compact => unary!(kv::compact),
         Method::Watch => {
-            call.admit(false)?;
-            call.know_token().await?;
+            call.admit(false).await?;
             Ok(watch::watch(call, inbound.decoded()))
         }
         Method::LeaseGrant => unary!(lease::grant),
         Method::LeaseRevoke => unary!(lease::revoke),
         Method::LeaseKeepAlive => {
-            call.admit(false)?;
-            call.know_token().await?;
+            call.admit(false).await?;
             Ok(lease::keep_alive(call, inbound.decoded()))
         }
         Method::LeaseTimeToLive => unary!(lease::time_to_live),
@@ -319,7 +312,7 @@ async fn route_rare(
         Method::Alarm => unary!(maintenance::alarm),
         Method::Status => {
             inbound.single().await?;
-            call.admit(true)?;
+            call.admit(true).await?;
             maintenance::status(&call)
         }
         Method::Defragment => unary!(maintenance::defragment),
@@ -327,8 +320,7 @@ async fn route_rare(
         Method::HashKv => unary!(maintenance::hash_kv),
         Method::Snapshot => {
             inbound.single().await?;
-            call.admit(true)?;
-            call.know_token().await?;
+            call.admit(true).await?;
             snapshot::snapshot(call).await
         }
         Method::MoveLeader => unary!(maintenance::move_leader),

@@ -239,16 +239,7 @@ impl Member {
             what: "the serving threads",
             source,
         };
-        let limits = Limits {
-            streams: config.max_concurrent_streams,
-            ping_interval: if config.grpc_keepalive_timeout.is_zero() {
-                Duration::ZERO
-            } else {
-                config.grpc_keepalive_interval
-            },
-            ping_timeout: config.grpc_keepalive_timeout,
-            connections: connections_max.clients,
-        };
+        let limits = Limits::of(config, connections_max.clients);
         let Sockets {
             peers,
             clients,

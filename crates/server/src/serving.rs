@@ -30,6 +30,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::config::Config;
 use crate::grpc::splice::Body;
 use gather::Gather;
 
@@ -129,6 +130,23 @@ pub(crate) struct Limits {
     pub(crate) ping_timeout: Duration,
     /// Connections that may be open, all threads together; more wait to be accepted.
     pub(crate) connections: usize,
+}
+
+impl Limits {
+    /// What a configuration says.
+    pub(crate) fn of(config: &Config, connections: usize) -> Limits {
+        let ping_timeout = config.grpc_keepalive_timeout;
+        Limits {
+            streams: config.max_concurrent_streams,
+            ping_interval: if ping_timeout.is_zero() {
+                Duration::ZERO
+            } else {
+                config.grpc_keepalive_interval
+            },
+            ping_timeout,
+            connections,
+        }
+    }
 }
 
 /// The serving threads and the accept thread.

@@ -1,8 +1,8 @@
 //! Watches of each serving thread: a shard, its streams, and what is on its way to them.
 //!
 //! Apply leaves one message a batch and thread that has watchers ([`Watchers::events`]); a task on
-//! the thread's runtime matches it, packs one response a watcher and revision, and wakes each stream
-//! that got something. Watchers that lag are fed from the reader pool by the same task, many a
+//! the thread's runtime matches it, encodes events once for all that want the same ([`live`]), queues them
+//! for each watcher, and wakes each stream that got something. Watchers that lag are fed from the reader pool by the same task, many a
 //! fetch. Values that events replaced are taken from memory, or else read by the pool while their place
 //! in the stream is kept. All of it happens on the thread that serves the streams; its lock is never contended but
 //! by that thread.

@@ -88,12 +88,15 @@ impl Call {
         self.state.shared()
     }
 
-    /// Looks at the call as such, whatever its request says: steps a to e of api.md 2.1.
+    /// Looks at the call as such, whatever its request says: steps a to e of api.md 2.1. Then waits until
+    /// this member has applied the entry that made the call's token: another one has given it out, which is
+    /// ahead. A token of an index that nobody has reached is waited for no longer than a read.
     ///
     /// # Errors
     ///
-    /// The first step that fails.
-    pub(crate) fn admit(&self, learner_may: bool) -> Result<(), Status> {
+    /// The first step that fails; while waiting, as [`State::read_barrier`]. Of a call that has a deadline,
+    /// time is up when that says so.
+    pub(crate) async fn admit(&self, learner_may: bool) -> Result<(), Status> {
         if !self.state.is_capable() {
             return Err(ApiError::NotCapable.into());
         }
@@ -115,6 +118,10 @@ impl Call {
             .client_request(self.method.kind(), counted);
         if self.wants_leader() && !self.state.node.has_leader() {
             return Err(ApiError::NoLeader.into());
+        }
+        if self.has_token_ahead() {
+            // Boxed: it is rare, and every call would carry its size.
+            Box::pin(self.catch_up()).await?;
         }
         Ok(())
     }
@@ -165,20 +172,6 @@ impl Call {
         let value = value.or_else(|| self.metadata.get(AUTHORIZATION))?;
         let token = std::str::from_utf8(value.as_bytes()).unwrap_or_default();
         Some(token.strip_prefix("Bearer ").unwrap_or(token))
-    }
-
-    /// Waits until this member has applied the entry that made the call's token: another one has given it
-    /// out, which is ahead. A token of an index that nobody has reached is waited for no longer than a read.
-    ///
-    /// # Errors
-    ///
-    /// As [`Call::read_barrier`]. Of a call that has a deadline, time is up when that says so.
-    pub(crate) async fn know_token(&self) -> Result<(), Status> {
-        if !self.has_token_ahead() {
-            return Ok(());
-        }
-        // Boxed: it is rare, and every call would carry its size.
-        Box::pin(self.catch_up()).await
     }
 
     fn has_token_ahead(&self) -> bool {

@@ -163,12 +163,9 @@ pub(crate) fn events(
     previous: &[Option<Bytes>],
     fragment: Option<usize>,
 ) -> Vec<Bytes> {
-    pieces(header, watch_id, events, previous, fragment).unwrap_or_else(|| {
-        let encoded = Encoded::new(header, events, previous);
-        let mut out = BytesMut::with_capacity(encoded.response_len(watch_id));
-        encoded.put_response(watch_id, &mut out);
-        vec![out.freeze()]
-    })
+    // Straight into the response: nobody shares these, so that encoding them apart would be a copy more.
+    pieces(header, watch_id, events, previous, fragment)
+        .unwrap_or_else(|| vec![message(header, watch_id, &items(events, previous), false)])
 }
 
 /// Events of one watcher that takes pieces, as several responses; `None` if one will do.
@@ -195,14 +192,14 @@ pub(crate) fn pieces(
             len < max
         });
         let (piece, after) = rest.split_at(fitting.count().max(1));
-        pieces.push(fragment_of(header, watch_id, piece, !after.is_empty()));
+        pieces.push(message(header, watch_id, piece, !after.is_empty()));
         rest = after;
     }
     Some(pieces)
 }
 
-/// One of several responses; `more` if others follow it.
-fn fragment_of(header: &ResponseHeader, watch_id: i64, items: &[Item<'_>], more: bool) -> Bytes {
+/// A response; `more` if it is one of several, and others follow it.
+fn message(header: &ResponseHeader, watch_id: i64, items: &[Item<'_>], more: bool) -> Bytes {
     let len = splice::header_len(header)
         + splice::int_len(WATCH_ID, watch_id)
         + splice::int_len(FRAGMENT, i64::from(more))
@@ -312,7 +309,7 @@ mod tests {
                 prev: Some(&put_bytes),
             },
         ];
-        let bytes = fragment_of(&header, 3, &items, true);
+        let bytes = message(&header, 3, &items, true);
         let decoded = WatchResponse::decode(bytes.slice(splice::PREFIX..)).unwrap();
         let kv = KeyValue::decode(&put[..]).unwrap();
         let gone = KeyValue {

@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -13,6 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::gather::Gather;
 use super::{Limits, connection_builder};
+use crate::config::Config;
 
 /// Serves HTTP on a connection with the settings of a member that was configured by nobody, until it
 /// ends. For programs that measure what the library costs by itself.
@@ -30,13 +30,8 @@ where
     F: Future<Output = Response<B>> + Send + 'static,
     B: http_body::Body<Data = Bytes, Error = Infallible> + Send + 'static,
 {
-    let limits = Limits {
-        streams: u32::MAX,
-        ping_interval: Duration::from_secs(2 * 60 * 60),
-        ping_timeout: Duration::from_secs(20),
-        // Whoever accepts counts them.
-        connections: usize::MAX,
-    };
+    // Whoever accepts counts the connections.
+    let limits = Limits::of(&Config::default(), usize::MAX);
     let service = service_fn(|request| {
         let answer = answer(request);
         async move { Ok::<_, Infallible>(answer.await) }
