@@ -7,6 +7,7 @@ mod need;
 mod password;
 mod permit;
 mod ranges;
+mod sort;
 mod state;
 pub(crate) mod told;
 mod tree;

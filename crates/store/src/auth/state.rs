@@ -19,6 +19,7 @@ use prost::Message as _;
 use super::need::root_permission;
 use super::password;
 use super::ranges::Ranges;
+use super::sort::sort_as_go;
 use crate::row::{RowChange, RowError, bucket};
 
 /// The name of the user and of the role that may do everything.
@@ -478,7 +479,7 @@ impl AuthState {
                     key: Bytes::copy_from_slice(&given.key),
                     range_end: Bytes::copy_from_slice(&given.range_end),
                 });
-                permissions.sort_by(|left, right| left.key.cmp(&right.key));
+                sort_as_go(permissions, |permission| &permission.key);
             }
         }
         self.put_role(name, role, rows);
