@@ -111,7 +111,9 @@ async fn a_kill_under_load_loses_nothing_acknowledged_and_reorders_nothing() {
         let count = Arc::new(AtomicU64::new(WRITES * round));
         let mut writers = Vec::new();
         for writer in 0..WRITERS {
+            // A put that finds no connection waits for one, which does not come until all writers have ended.
             let client = server.client().await.unwrap();
+            let client = client.with_timeout(PATIENCE / 8);
             let load = write(
                 client,
                 writer,
