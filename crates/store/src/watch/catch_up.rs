@@ -204,6 +204,11 @@ fn scan(
         Some(from) => shared.view().scan(from, upto, MAINS_MAX, bytes_max)?,
         None => (Vec::new(), upto),
     };
+    // Each key is looked for once, however many jobs ask whether it is theirs.
+    let keys = events
+        .iter()
+        .map(|event| Ok(crate::store::peek(&event.record.bytes)?.key))
+        .collect::<Result<Vec<_>, Error>>()?;
     let compacted = shared.compact_revision();
     let job_bytes_max = (bytes_max / jobs.len().max(1)).max(KEY_BYTES_MIN);
     for job in jobs {
@@ -212,18 +217,16 @@ fn scan(
                 revision: compacted,
             }
         } else {
-            let mut wanted = Vec::new();
-            for event in &events {
-                if event.revision.main >= job.from
-                    && job
-                        .spec
-                        .range()
-                        .contains(crate::store::peek(&event.record.bytes)?.key)
-                    && job.spec.filters.pass(event)
-                {
-                    wanted.push(event.clone());
-                }
-            }
+            let first = events.partition_point(|event| event.revision.main < job.from);
+            let range = job.spec.range();
+            let is_wanted = |key: &[u8], event: &EventRecord| {
+                range.contains(key) && job.spec.filters.pass(event)
+            };
+            let from_first = keys.iter().zip(&events).skip(first);
+            let wanted = from_first
+                .filter(|(key, event)| is_wanted(key, event))
+                .map(|(_, event)| event.clone())
+                .collect();
             // A job that starts past the scan's end has nothing yet, and is missing nothing.
             events_of(shared, &job, wanted, last.max(job.from - 1), job_bytes_max)?
         };
