@@ -3,6 +3,7 @@
 //! [`Spec`] says what to do, [`run`] does it, [`Report`] is what was seen: throughput, latencies,
 //! and with the server's process id its processor time for each operation and its memory.
 
+mod idle;
 mod lag;
 mod load;
 mod process;

@@ -10,6 +10,7 @@ use tokio::runtime;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
+use crate::idle;
 use crate::lag::{self, Past};
 use crate::load::{Data, Schedule};
 use crate::process::Usage;
@@ -73,6 +74,7 @@ async fn load(spec: &Spec) -> anyhow::Result<Report> {
         _ => None,
     };
     let workers = workers(spec, &clients, &data).await?;
+    let _idle = idle::prepare(spec, &clients).await?;
 
     let before = Usage::of_all(&spec.pids)?;
     let own_before = Usage::of(std::process::id())?;

@@ -136,6 +136,10 @@ pub struct Spec {
     pub pids: Vec<u32>,
     /// Threads of the generator.
     pub threads: usize,
+    /// Connections beside those, over which nothing goes while the load runs.
+    pub idle_connections: usize,
+    /// Watchers beside the load, each of a key that nobody writes.
+    pub idle_watchers: usize,
 }
 
 impl Spec {
@@ -157,6 +161,8 @@ impl Spec {
             populate: true,
             pids: Vec::new(),
             threads: 1,
+            idle_connections: 0,
+            idle_watchers: 0,
         }
     }
 
@@ -168,6 +174,13 @@ impl Spec {
         within("connections", self.connections, 1, CONNECTIONS_MAX)?;
         within("clients", self.clients, 1, CLIENTS_MAX)?;
         within("threads", self.threads, 1, THREADS_MAX)?;
+        within(
+            "idle-connections",
+            self.idle_connections,
+            0,
+            CONNECTIONS_MAX,
+        )?;
+        within("idle-watchers", self.idle_watchers, 0, WATCHERS_MAX)?;
         within("value-size", self.value_size, 0, VALUE_SIZE_MAX)?;
         within("keys", self.keys, 1, KEYS_MAX)?;
         within("total", self.total.unwrap_or(1), 1, TOTAL_MAX)?;

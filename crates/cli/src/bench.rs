@@ -130,6 +130,20 @@ fn common(command: Command) -> Command {
         )
         .arg(number("threads", "Threads of the generator").default_value("1"))
         .arg(
+            number(
+                "idle-connections",
+                "Connections beside those, over which nothing goes",
+            )
+            .default_value("0"),
+        )
+        .arg(
+            number(
+                "idle-watchers",
+                "Watchers beside the load, each of a key that nobody writes",
+            )
+            .default_value("0"),
+        )
+        .arg(
             Arg::new("json")
                 .long("json")
                 .action(ArgAction::SetTrue)
@@ -223,6 +237,8 @@ fn spec(name: &str, matches: &ArgMatches) -> anyhow::Result<Spec> {
     spec.connections = size("connections")?;
     spec.clients = size("clients")?;
     spec.threads = size("threads")?;
+    spec.idle_connections = size("idle-connections")?;
+    spec.idle_watchers = size("idle-watchers")?;
     spec.key_size = size("key-size")?;
     spec.value_size = size("value-size")?;
     spec.keys = or_zero("keys");
