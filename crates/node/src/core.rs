@@ -24,6 +24,7 @@ use keelson_raft::{
 };
 
 mod io;
+mod told;
 
 pub use io::{Append, Content, Input, Options, Outputs, PeerProgress, Proposal, View};
 
@@ -31,6 +32,7 @@ use crate::budget;
 use crate::memory_log::{Keep, MemoryLog};
 use crate::read::Reads;
 use crate::{Error, Ticket};
+use told::Told;
 
 /// A write that is on its way, and what waits for it.
 #[derive(Debug)]
@@ -77,6 +79,7 @@ pub struct Core {
     campaigned: bool,
     /// Messages of others that came before the log was applied far enough.
     early: Vec<Message>,
+    told: Told,
     out: Outputs,
 }
 
@@ -118,6 +121,7 @@ impl Core {
             lead: MemberId::NONE,
             campaigned: false,
             early: Vec::new(),
+            told: Told::default(),
             out: Outputs::default(),
             raft,
         })
@@ -156,6 +160,7 @@ impl Core {
             self.ask_for_reads();
             self.drain();
         }
+        told::spare(&mut self.out.messages);
         Ok(std::mem::take(&mut self.out))
     }
 
@@ -233,6 +238,7 @@ impl Core {
 
     fn tick(&mut self) {
         self.ticks += 1;
+        self.out.messages.extend(self.told.release());
         self.write_lazy_state();
         self.reads.expire(self.ticks);
         self.expire_held();
@@ -267,6 +273,7 @@ impl Core {
             }
             return;
         }
+        self.told.heard(&message);
         if let Err(error) = self.raft.step(message) {
             tracing::debug!(%error, "a message of another member was not taken");
         }
@@ -453,7 +460,7 @@ impl Core {
             });
             self.out.snapshots.push(message);
         } else {
-            self.out.messages.push(message);
+            self.out.messages.extend(self.told.pass(message));
         }
     }
 
