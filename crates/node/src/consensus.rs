@@ -1,5 +1,5 @@
-//! The consensus thread: the core's mailbox and its clock. A [`Consensus`] is what it does, a turn at a
-//! time.
+//! The consensus loop of a member: the core's inputs, its clock, and where its outputs go, a turn at a time.
+//! Who takes the turns is [`Turns`](crate::turns::Turns)' business.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,8 +19,8 @@ use crate::duty::DutyEvent;
 use crate::env::millis;
 use crate::links::Links;
 use crate::log::LogRequest;
-use crate::mailbox::Taken;
 use crate::ticket::{Asker, Outbox, Reply, Ticket, Waiter};
+use crate::turns::Turner;
 
 /// How long a change of the membership is remembered. etcd sets no limit: its caller waits as long as
 /// it likes, and this is longer.
@@ -35,7 +35,7 @@ struct Ticker {
 
 impl Ticker {
     /// Whether a tick is due, and how many were missed before it. Missed ones are not made up for: an
-    /// election timeout is about what was heard while this thread ran.
+    /// election timeout is about what was heard while turns were taken.
     fn due(&mut self, now: Duration) -> Option<u64> {
         if now < self.next {
             return None;
@@ -50,7 +50,7 @@ impl Ticker {
     }
 }
 
-/// What the thread does.
+/// What is given turns.
 pub(crate) struct Consensus {
     links: Arc<Links>,
     core: Core,
@@ -76,34 +76,11 @@ impl Consensus {
         }
     }
 
-    /// Runs until the mailbox is closed and empty.
-    pub(crate) fn run(mut self) {
-        if let Err(error) = self.work() {
-            self.links.fail(&error);
-        }
-    }
-
-    fn work(&mut self) -> Result<(), crate::Error> {
-        let links = self.links.clone();
-        let mut inputs = Vec::new();
-        // What the core has to do before anything comes in, such as an election.
-        self.begin()?;
-        loop {
-            let timeout = self.next().saturating_sub(self.now());
-            if links.consensus.take(&mut inputs, Some(timeout)) == Taken::Closed {
-                break;
-            }
-            self.turn(&mut inputs)?;
-        }
-        self.finish();
-        Ok(())
-    }
-
     pub(crate) fn core(&self) -> &Core {
         &self.core
     }
 
-    /// Before the first turn.
+    /// Before the first turn: what the core has to do before anything comes in, such as an election.
     pub(crate) fn begin(&mut self) -> Result<(), crate::Error> {
         let outputs = self.core.handle([])?;
         self.carry_out(outputs);
@@ -303,6 +280,26 @@ impl Consensus {
             drop(links.duty.push_always(DutyEvent::Leads(view.leads), 1));
             drop(links.check.push_always(CheckEvent::Leads(view.leads), 1));
         }
+    }
+}
+
+impl Turner for Consensus {
+    type Input = Input;
+
+    fn turn(&mut self, inputs: &mut Vec<Input>) -> Result<(), crate::Error> {
+        Consensus::turn(self, inputs)
+    }
+
+    fn patience(&self) -> Duration {
+        self.next().saturating_sub(self.now())
+    }
+
+    fn fail(self, error: &crate::Error) {
+        self.links.fail(error);
+    }
+
+    fn finish(mut self) {
+        Consensus::finish(&mut self);
     }
 }
 

@@ -42,7 +42,7 @@ const PUBLISH_PAUSE: Duration = Duration::from_millis(100);
 /// How long a removed member goes on, so that others hear of it: etcd's time.
 const REMOVED_FOR: Duration = Duration::from_secs(1);
 
-/// The leader's deadlines count only while its consensus thread ticks at least this often, in
+/// The leader's deadlines count only while its consensus ticks at least this often, in
 /// heartbeat intervals.
 const STALE_TICKS: u32 = 3;
 
@@ -427,7 +427,7 @@ impl DutyWorker {
         self.propose(request, Duty::EndDowngrade);
     }
 
-    /// Whether the consensus thread has ticked of late: a leader that was asleep may be none.
+    /// Whether consensus has ticked of late: a leader that was asleep may be none.
     fn is_awake(&self) -> bool {
         let ticked = Duration::from_millis(self.links.published.ticked.load(Ordering::Acquire));
         let age = self.links.env.clock.now().saturating_sub(ticked);

@@ -98,8 +98,9 @@ pub struct Env {
     pub position: DatabasePosition,
     /// Random bits; they spread election timeouts.
     pub random: Random,
-    /// Called once, from one of the member's threads, when it cannot go on (a failing disk, an entry
-    /// that it cannot apply): the process is to end.
+    /// Called once, when the member cannot go on (a failing disk, an entry that it cannot apply): the
+    /// process is to end. It comes from one of the member's threads, or from one that has taken a turn of
+    /// consensus, such as a serving thread: it must neither block nor stop or kill the member itself.
     pub failed: Failed,
     /// Called once, from one of the member's threads, a moment after the entry was applied that removes
     /// this member from its cluster: the process is to end, in order and without an error.

@@ -1,9 +1,9 @@
 //! A member without sockets: the consensus loop, its threads, boot and snapshots.
 //!
-//! [`Node`] is what the serving side sees. Inside, one thread owns each thing: consensus the state
-//! machine of raft ([`core`]), the log thread the write-ahead log, the apply thread the store, the
-//! commit thread the database file. They talk through [`mailbox::Mailbox`]es, and a batch forms where
-//! the work waits.
+//! [`Node`] is what the serving side sees. Inside, one thread owns each thing: the log thread the
+//! write-ahead log, the apply thread the store, the commit thread the database file. The state machine of
+//! raft ([`core`]) is behind a lock: whoever has something for it takes its next turn. They talk through
+//! [`mailbox::Mailbox`]es, and a batch forms where the work waits.
 
 mod apply;
 mod auto_compaction;
@@ -40,7 +40,9 @@ mod snapshot;
 pub mod stats;
 mod step;
 mod stepped;
+mod sync;
 mod ticket;
+mod turns;
 mod versions;
 
 pub use config::{AutoCompaction, Beginning, Config};

@@ -101,7 +101,7 @@ pub(crate) struct Links {
     pub(crate) inbound: Inbound,
     /// Held while a snapshot comes in: one at a time.
     pub(crate) receiving: Mutex<()>,
-    pub(crate) consensus: Mailbox<Input>,
+    pub(crate) consensus: Arc<Mailbox<Input>>,
     pub(crate) log: Mailbox<LogRequest>,
     pub(crate) apply: Mailbox<ApplyRequest>,
     pub(crate) commit: Mailbox<CommitRequest>,
@@ -109,7 +109,8 @@ pub(crate) struct Links {
     pub(crate) check: Mailbox<CheckEvent>,
     /// The last entry that the own log has for good.
     pub(crate) synced: AtomicU64,
-    /// Consensus wants to hear of applied entries at once.
+    /// Consensus wants to hear of applied entries at once. Set in a turn; what apply added quietly during
+    /// that turn is found by the look that whoever took it has afterwards (`turns.rs`, rule 2).
     pub(crate) awaits_apply: AtomicBool,
     /// Nothing more is taken in.
     pub(crate) stopping: AtomicBool,
@@ -165,10 +166,10 @@ impl Links {
             peers,
             inbound: Inbound::default(),
             receiving: Mutex::new(()),
-            consensus: Mailbox::new(
+            consensus: Arc::new(Mailbox::new(
                 budget::PROPOSALS_MAX + budget::BARRIERS_MAX + budget::INBOUND_MAX,
                 weight,
-            ),
+            )),
             log: Mailbox::new(items, weight),
             apply: Mailbox::new(items, weight),
             commit: Mailbox::new(items, budget::SEALED_WAITING_MAX),

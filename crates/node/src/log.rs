@@ -9,9 +9,11 @@ use keelson_proto::entry::{ConfState, HardState, Snapshot};
 use keelson_proto::ids::LogIndex;
 use keelson_wal::{Preparer, SnapFiles, SnapshotMark, Wal};
 
+use crate::consensus::Consensus;
 use crate::core::{Append, Input};
 use crate::links::Links;
 use crate::mailbox::Taken;
+use crate::turns::Turns;
 
 /// A sync that takes longer is worth a warning.
 const SLOW_SYNC: Duration = Duration::from_secs(1);
@@ -62,21 +64,23 @@ impl Logger {
     }
 
     /// Runs until the mailbox is closed and empty. The log is closed with it.
-    pub(crate) fn run(mut self) {
-        if let Err(error) = self.work() {
+    pub(crate) fn run(mut self, turns: &Turns<Consensus>) {
+        if let Err(error) = self.work(turns) {
             self.links.fail(&error.into());
         }
     }
 
-    fn work(&mut self) -> Result<(), keelson_wal::Error> {
+    fn work(&mut self, turns: &Turns<Consensus>) -> Result<(), keelson_wal::Error> {
         let mut requests = Vec::new();
         while self.links.log.take(&mut requests, None) == Taken::Some {
             self.turn(&mut requests)?;
+            // The disk does not wait for a turn while there is more to be written.
+            turns.take_unless(|| self.links.log.depth() > 0);
         }
         Ok(())
     }
 
-    /// Writes what came.
+    /// Writes what came, and leaves consensus to be given a turn for it.
     pub(crate) fn turn(
         &mut self,
         requests: &mut Vec<LogRequest>,
@@ -125,7 +129,8 @@ impl Logger {
                 .synced
                 .store(self.wal.last_index().0, Ordering::Release);
         }
-        drop(self.links.consensus.push_always(Input::Synced { upto }, 0));
+        let synced = Input::Synced { upto };
+        drop(self.links.consensus.push_quietly(synced, 0, || false));
         Ok(())
     }
 

@@ -8,8 +8,9 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::Duration;
+
+use crate::sync::{Condvar, Mutex, MutexGuard};
 
 /// Why something was not taken in; the item comes back.
 #[derive(Debug, PartialEq, Eq)]
@@ -31,18 +32,28 @@ pub enum Taken {
     Closed,
 }
 
+impl Taken {
+    fn of<T>(state: &State<T>) -> Taken {
+        match (state.items.is_empty(), state.closed) {
+            (false, _) => Taken::Some,
+            (true, true) => Taken::Closed,
+            (true, false) => Taken::TimedOut,
+        }
+    }
+}
+
 #[derive(Debug)]
 struct State<T> {
     items: VecDeque<(T, u64)>,
     weight: u64,
     closed: bool,
-    /// How many takers sleep.
-    takers: usize,
+    /// The taker sleeps, and nobody has woken it yet.
+    asleep: bool,
     /// How many senders wait for room.
     senders: usize,
 }
 
-/// A bounded queue with any number of senders and one taker.
+/// A bounded queue with any number of senders. One taker waits at it; others may take what is there.
 #[derive(Debug)]
 pub struct Mailbox<T> {
     state: Mutex<State<T>>,
@@ -63,7 +74,7 @@ impl<T> Mailbox<T> {
                 items: VecDeque::new(),
                 weight: 0,
                 closed: false,
-                takers: 0,
+                asleep: false,
                 senders: 0,
             }),
             arrived: Condvar::new(),
@@ -99,7 +110,13 @@ impl<T> Mailbox<T> {
         state.weight += weight;
         self.depth
             .store(state.items.len() as u64, Ordering::Relaxed);
-        let sleeper = state.takers > 0 && wake();
+        let sleeper = state.asleep && wake();
+        self.wake_if(sleeper, state);
+    }
+
+    /// Once is enough: until the taker runs, others find it awake.
+    fn wake_if(&self, sleeper: bool, mut state: MutexGuard<'_, State<T>>) {
+        state.asleep &= !sleeper;
         drop(state);
         if sleeper {
             self.arrived.notify_one();
@@ -117,6 +134,20 @@ impl<T> Mailbox<T> {
     ///
     /// [`Refused`], with the item.
     pub fn try_push(&self, item: T, weight: u64) -> Result<(), Refused<T>> {
+        self.try_push_quietly(item, weight, || true)
+    }
+
+    /// As [`Mailbox::try_push`], but wakes only as [`Mailbox::push_quietly`] does.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused`], with the item.
+    pub fn try_push_quietly(
+        &self,
+        item: T,
+        weight: u64,
+        wake: impl FnOnce() -> bool,
+    ) -> Result<(), Refused<T>> {
         let state = self.lock();
         if state.closed {
             return Err(Refused::Closed(item));
@@ -124,7 +155,7 @@ impl<T> Mailbox<T> {
         if !self.has_room(&state, weight) {
             return Err(Refused::Full(item));
         }
-        self.add(state, item, weight);
+        self.add_and_wake(state, item, weight, wake);
         Ok(())
     }
 
@@ -165,8 +196,8 @@ impl<T> Mailbox<T> {
     }
 
     /// As [`Mailbox::push_always`], but a taker that sleeps is woken only if `wake` says so: for what
-    /// can wait until it wakes by itself. `wake` is asked under the queue's lock, so whatever the taker
-    /// sets before it takes is seen.
+    /// can wait until it wakes by itself. `wake` is asked under the queue's lock, so whatever a taker
+    /// sets before it takes, or looks whether there is something, is seen.
     ///
     /// # Errors
     ///
@@ -188,33 +219,67 @@ impl<T> Mailbox<T> {
 
     /// As [`Mailbox::take`], but at most `max` items; the rest goes on counting as waiting.
     pub fn take_up_to(&self, max: usize, into: &mut Vec<T>, timeout: Option<Duration>) -> Taken {
-        let mut state = self.lock();
-        if state.items.is_empty() && !state.closed {
-            // Counted under the lock: whoever adds something either sees a taker or is seen by it.
-            state.takers += 1;
-            let empty = |state: &mut State<T>| state.items.is_empty() && !state.closed;
-            state = match timeout {
-                None => self
-                    .arrived
-                    .wait_while(state, empty)
-                    .expect("no holder of this lock panics"),
-                Some(timeout) => {
-                    self.arrived
-                        .wait_timeout_while(state, timeout, empty)
-                        .expect("no holder of this lock panics")
-                        .0
-                }
-            };
-            state.takers -= 1;
+        let state = self.sleep(timeout);
+        let found = Taken::of(&state);
+        self.hand_out(state, max, into);
+        found
+    }
+
+    /// Takes all that is there, in order, behind what `into` holds. Never waits.
+    pub fn take_now(&self, into: &mut Vec<T>) {
+        self.hand_out(self.lock(), usize::MAX, into);
+    }
+
+    /// Waits until something is there, at most for `timeout`, and leaves it there: for a taker that has to
+    /// take a lock first.
+    pub fn wait(&self, timeout: Duration) -> Taken {
+        Taken::of(&self.sleep(Some(timeout)))
+    }
+
+    /// Wakes the taker if something is there for which it was not woken.
+    pub fn wake(&self) {
+        let state = self.lock();
+        let sleeper = state.asleep && !state.items.is_empty();
+        self.wake_if(sleeper, state);
+    }
+
+    /// Whether nothing waits. Unlike [`Mailbox::depth`] exact: what was added before is seen.
+    pub fn is_empty(&self) -> bool {
+        self.lock().items.is_empty()
+    }
+
+    /// The state once something is there, or the time is up.
+    fn sleep(&self, timeout: Option<Duration>) -> MutexGuard<'_, State<T>> {
+        let state = self.lock();
+        if !state.items.is_empty() || state.closed {
+            return state;
         }
-        if state.items.is_empty() {
-            return if state.closed {
-                Taken::Closed
-            } else {
-                Taken::TimedOut
-            };
-        }
+        // Said under the lock: whoever adds something either sees the sleeper or is seen by it.
+        let empty = |state: &mut State<T>| {
+            state.asleep = state.items.is_empty() && !state.closed;
+            state.asleep
+        };
+        let mut state = match timeout {
+            None => self
+                .arrived
+                .wait_while(state, empty)
+                .expect("no holder of this lock panics"),
+            Some(timeout) => {
+                self.arrived
+                    .wait_timeout_while(state, timeout, empty)
+                    .expect("no holder of this lock panics")
+                    .0
+            }
+        };
+        state.asleep = false;
+        state
+    }
+
+    fn hand_out(&self, mut state: MutexGuard<'_, State<T>>, max: usize, into: &mut Vec<T>) {
         let count = state.items.len().min(max);
+        if count == 0 {
+            return;
+        }
         let mut weight = 0;
         into.extend(state.items.drain(..count).map(|(item, its)| {
             weight += its;
@@ -228,7 +293,6 @@ impl<T> Mailbox<T> {
         if waits {
             self.room.notify_all();
         }
-        Taken::Some
     }
 
     /// Lets nothing more in; what is there can still be taken.
@@ -251,6 +315,14 @@ impl<T> Mailbox<T> {
         self.room.notify_all();
     }
 
+    /// Returns when the taker sleeps.
+    #[cfg(all(test, not(shuttle)))]
+    pub(crate) fn until_asleep(&self) {
+        while !self.lock().asleep {
+            std::thread::yield_now();
+        }
+    }
+
     /// How many items wait, for metrics.
     #[must_use]
     pub fn depth(&self) -> u64 {
@@ -258,7 +330,7 @@ impl<T> Mailbox<T> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(shuttle)))]
 mod tests {
     use super::*;
     use std::sync::Arc;
@@ -353,6 +425,40 @@ mod tests {
         assert_eq!(all(&mailbox), [1]);
         mailbox.close();
         assert_eq!(mailbox.push_quietly(2, 1, || true), Err(2));
+    }
+
+    #[test]
+    fn a_look_leaves_what_waits_where_it_is() {
+        let mailbox = Mailbox::new(10, 10);
+        assert_eq!(mailbox.wait(Duration::ZERO), Taken::TimedOut);
+        mailbox.push_quietly(1, 1, || false).unwrap();
+        assert_eq!(mailbox.wait(Duration::ZERO), Taken::Some);
+        assert!(!mailbox.is_empty());
+        let mut items = Vec::new();
+        mailbox.take_now(&mut items);
+        mailbox.take_now(&mut items);
+        assert_eq!(items, [1]);
+        mailbox.close();
+        assert_eq!(mailbox.wait(Duration::ZERO), Taken::Closed);
+    }
+
+    #[test]
+    fn a_sleeper_is_woken_for_what_was_left_quietly() {
+        let mailbox = Arc::new(Mailbox::new(10, 10));
+        let taker = mailbox.clone();
+        let thread = std::thread::Builder::new()
+            .spawn(move || {
+                let mut items = Vec::new();
+                (taker.take(&mut items, None), items)
+            })
+            .unwrap();
+        mailbox.until_asleep();
+        mailbox.wake();
+        assert!(mailbox.lock().asleep, "woken for nothing");
+        mailbox.push_quietly(1, 1, || false).unwrap();
+        assert!(mailbox.lock().asleep);
+        mailbox.wake();
+        assert_eq!(thread.join().unwrap(), (Taken::Some, vec![1]));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A member without sockets: the facade, and its threads from start to stop.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -24,10 +24,10 @@ use crate::core::{Core, Input, Options};
 use crate::duty::DutyWorker;
 use crate::links::{Links, Parts};
 use crate::log::Logger;
-use crate::mailbox::Refused;
 use crate::snapshot::Snapshots;
 use crate::stats::Stats;
 use crate::ticket::{Asker, Outbox, Reply};
+use crate::turns::Turns;
 use crate::{Barrier, Config, Env, Error, NoPeers, Peers, Replies, Ticket, Watchers, budget};
 
 /// The stack of threads that decode no requests, in bytes.
@@ -104,9 +104,11 @@ struct Threads {
 struct Inner {
     links: Arc<Links>,
     threads: Mutex<Threads>,
+    /// Set when the threads start; a member without threads is given its turns from outside.
+    turns: OnceLock<Arc<Turns<Consensus>>>,
 }
 
-/// What the threads do, one each.
+/// What is done, each by a thread, and consensus by whoever has something for it.
 pub(crate) struct Workers {
     pub(crate) log: Logger,
     pub(crate) commits: Commits,
@@ -212,6 +214,7 @@ impl Node {
             inner: Arc::new(Inner {
                 links: links.clone(),
                 threads: Mutex::default(),
+                turns: OnceLock::new(),
             }),
         };
         let workers = Workers::new(&links, booted)?;
@@ -224,18 +227,22 @@ impl Node {
             log,
             commits,
             applier,
-            consensus,
+            mut consensus,
             duty,
             checker,
         } = workers;
+        consensus.begin()?;
+        let mailbox = self.links().consensus.clone();
+        let turns = Arc::new(Turns::new(mailbox, consensus));
+        let turns = self.inner.turns.get_or_init(|| turns);
+        let (of_log, own) = (turns.clone(), turns.clone());
         let mut threads = self.threads();
         threads.prepare =
             Some(env.spawn("wal-prepare", SMALL_STACK_BYTES, move || preparer.run())?);
-        threads.log = Some(env.spawn("log", SMALL_STACK_BYTES, move || log.run())?);
+        threads.log = Some(env.spawn("log", SMALL_STACK_BYTES, move || log.run(&of_log))?);
         threads.commit = Some(env.spawn("commit", SMALL_STACK_BYTES, move || commits.run())?);
         threads.apply = Some(env.spawn("apply", STACK_BYTES, move || applier.run())?);
-        threads.consensus =
-            Some(env.spawn("consensus", SMALL_STACK_BYTES, move || consensus.run())?);
+        threads.consensus = Some(env.spawn("consensus", SMALL_STACK_BYTES, move || own.run())?);
         threads.duty = Some(env.spawn("duty", SMALL_STACK_BYTES, move || duty.run())?);
         threads.check = Some(env.spawn("check", SMALL_STACK_BYTES, move || checker.run())?);
         Ok(())
@@ -290,10 +297,17 @@ impl Node {
         if links.gate.is_open() {
             return Ok(Barrier::Passed);
         }
-        match links.consensus.try_push(Input::ReadBarrier(ticket), 0) {
-            Ok(()) => Ok(Barrier::Waiting),
-            Err(Refused::Full(_)) => Err(ApiError::TooManyRequests),
-            Err(Refused::Closed(_)) => Err(ApiError::Stopped),
+        let asker = Asker::Ticket(ticket);
+        links.ask(Input::ReadBarrier(ticket), Some(asker))?;
+        Ok(Barrier::Waiting)
+    }
+
+    /// Takes a turn of consensus for all that waits for one, unless another thread is at it, which then goes
+    /// on. Never waits for anything; for whoever said so by [`Replies::asked`], and for those who have called
+    /// [`Node::step_later`].
+    pub fn take_turn(&self) {
+        if let Some(turns) = self.inner.turns.get() {
+            turns.take();
         }
     }
 

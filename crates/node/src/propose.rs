@@ -150,15 +150,27 @@ impl Links {
         if !self.proposals.admit(bytes) {
             return Err(ApiError::TooManyRequests);
         }
-        self.consensus
-            .try_push(Input::Propose(proposal), 1)
-            .map_err(|refused| {
-                self.proposals.release(bytes);
-                match refused {
-                    Refused::Full(_) => ApiError::TooManyRequests,
-                    Refused::Closed(_) => ApiError::Stopped,
-                }
-            })
+        let asker = proposal.waiter.map(|waiter| waiter.asker);
+        self.ask(Input::Propose(proposal), asker)
+            .inspect_err(|_| self.proposals.release(bytes))
+    }
+
+    /// Leaves something for the next turn of consensus, and sees to it that there is one.
+    pub(crate) fn ask(&self, input: Input, asker: Option<Asker>) -> Result<(), ApiError> {
+        let weight = u64::from(matches!(input, Input::Propose(_)));
+        let left = self.consensus.try_push_quietly(input, weight, || false);
+        left.map_err(|refused| match refused {
+            Refused::Full(_) => ApiError::TooManyRequests,
+            Refused::Closed(_) => ApiError::Stopped,
+        })?;
+        let takes_turn = match asker {
+            Some(Asker::Ticket(ticket)) => self.replies.asked(ticket.thread),
+            _ => false,
+        };
+        if !takes_turn {
+            self.consensus.wake();
+        }
+        Ok(())
     }
 }
 

@@ -24,7 +24,7 @@ pub enum Barrier {
 /// an entry of its own term. All that an earlier run acknowledged is in then, and what this run
 /// acknowledges is applied before its answer.
 ///
-/// The consensus thread publishes the first two, and takes the second back before a change that adds
+/// Consensus publishes the first two, and takes the second back before a change that adds
 /// a voter is handed to raft; the apply thread publishes the third.
 #[derive(Debug, Default)]
 pub struct Gate {

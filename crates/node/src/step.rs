@@ -83,7 +83,7 @@ fn cost(message: &Message) -> u64 {
 }
 
 impl Node {
-    /// Takes a message of another member. Never blocks.
+    /// Takes a message of another member, and a turn of consensus for it. Never blocks.
     ///
     /// A message with a snapshot belongs to [`Node::receive_snapshot`](crate::Node::receive_snapshot).
     ///
@@ -91,6 +91,18 @@ impl Node {
     ///
     /// [`StepRefused`]; nothing was changed.
     pub fn step(&self, message: Message) -> Result<(), StepRefused> {
+        self.step_later(message)?;
+        self.take_turn();
+        Ok(())
+    }
+
+    /// As [`Node::step`], but leaves the turn to the caller: [`Node::take_turn`], after the last one of
+    /// the messages that came together.
+    ///
+    /// # Errors
+    ///
+    /// As [`Node::step`].
+    pub fn step_later(&self, message: Message) -> Result<(), StepRefused> {
         let links = self.links();
         if keelson_raft::is_storage_thread(message.from) {
             // Own threads have their own way in.
@@ -120,7 +132,8 @@ impl Node {
         if !links.inbound.admit(&message) {
             return Err(StepRefused::Busy);
         }
-        match links.consensus.try_push(Input::Step(message), 0) {
+        let input = Input::Step(message);
+        match links.consensus.try_push_quietly(input, 0, || false) {
             Ok(()) => Ok(()),
             Err(Refused::Full(input)) => {
                 self.gave_back(&input);

@@ -59,9 +59,17 @@ impl std::fmt::Debug for Reply {
 
 /// Takes answers back to the serving threads.
 pub trait Replies: Send + Sync + 'static {
-    /// Takes the answers of one batch for one serving thread; called from the node's threads, and must
-    /// not block.
+    /// Takes the answers of one batch for one serving thread; called from the node's threads and
+    /// from whichever thread takes a turn of consensus, and must not block.
     fn deliver(&self, thread: u16, replies: Vec<(Ticket, Reply)>);
+
+    /// Something that a serving thread has handed over waits for a turn of consensus; whether that thread
+    /// takes one soon, by [`Node::take_turn`](crate::Node::take_turn): at best when it has handed over
+    /// all that has come for it. If not, another thread is woken for it at once. Must not block.
+    fn asked(&self, thread: u16) -> bool {
+        let _ = thread;
+        false
+    }
 }
 
 /// Is told what apply has done, beside the answers. Called on the apply thread; must not block.

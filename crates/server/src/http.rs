@@ -6,6 +6,7 @@ use std::sync::Arc;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::descriptors;
 use crate::grpc;
@@ -56,8 +57,12 @@ impl Handle for State {
                 tokio::join!(descriptors::watch(), leader::watch(self));
             }
         };
+        let node = self.node.clone();
+        let turns = Arc::clone(&self.tickets).turns(thread, move || node.take_turn());
+        let turns = AbortOnDropHandle::new(tokio::spawn(turns));
         tokio::join!(
             descriptors,
+            async { drop(turns.await) },
             self.tickets.deliveries(thread),
             self.watching.run(thread, self)
         );

@@ -349,7 +349,11 @@ fn refused(error: keelson_node::StepRefused) -> StepRefused {
 
 impl Inbound for Incoming {
     fn step(&self, message: Message) -> Result<(), StepRefused> {
-        self.node.step(message).map_err(refused)
+        self.node.step_later(message).map_err(refused)
+    }
+
+    fn stepped(&self) {
+        self.node.take_turn();
     }
 
     fn receive_snapshot(

@@ -10,6 +10,7 @@
 //!    generation and is dropped.
 //! 2. A slot is given back exactly when its [`Awaited`] is dropped, answered or not.
 
+use std::cell::Cell;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,6 +20,11 @@ use keelson_node::{Replies, Reply, Ticket};
 use tokio::sync::Notify;
 
 type Batch = Vec<(Ticket, Reply)>;
+
+thread_local! {
+    /// The number of this serving thread, once it takes turns.
+    static TURNING: Cell<Option<u16>> = const { Cell::new(None) };
+}
 
 /// The slots of all serving threads.
 pub(crate) struct Tickets {
@@ -30,6 +36,8 @@ struct Slab {
     slots: Mutex<Slots>,
     inbox: Mutex<Vec<Batch>>,
     arrived: Notify,
+    /// Something of this thread waits for a turn of consensus.
+    asked: Notify,
 }
 
 #[derive(Default)]
@@ -100,6 +108,18 @@ impl Tickets {
             slab.fill();
         }
     }
+
+    /// Calls `turn` after what a thread's handlers have asked; runs on that thread's runtime, without
+    /// end, and as a task of its own: it stands behind the tasks that were ready when the first one
+    /// asked, so that one turn is for all of them.
+    pub(crate) async fn turns(self: Arc<Tickets>, thread: u16, turn: impl Fn()) {
+        let slab = self.slab(thread);
+        TURNING.set(Some(thread));
+        loop {
+            slab.asked.notified().await;
+            turn();
+        }
+    }
 }
 
 impl Slots {
@@ -138,6 +158,15 @@ impl Replies for Tickets {
         let slab = self.slab(thread);
         lock(&slab.inbox).push(replies);
         slab.arrived.notify_one();
+    }
+
+    fn asked(&self, thread: u16) -> bool {
+        // Whoever asks for another thread does not know how busy that one is.
+        let turns = TURNING.get() == Some(thread);
+        if turns {
+            self.slab(thread).asked.notify_one();
+        }
+        turns
     }
 }
 
@@ -227,6 +256,32 @@ mod tests {
             drop((tickets.reserve(0), tickets.reserve(0)));
         }
         assert_eq!(lock(&tickets.slab(0).slots).slots.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn one_turn_is_for_all_that_was_asked_by_tasks_that_were_ready_together() {
+        let tickets = Arc::new(Tickets::new(1));
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let turned = Arc::clone(&log);
+        let turns = tokio::spawn(Arc::clone(&tickets).turns(0, move || lock(&turned).push("turn")));
+        tokio::task::yield_now().await;
+        let asks = (0..3).map(|_| {
+            let (tickets, log) = (Arc::clone(&tickets), Arc::clone(&log));
+            tokio::spawn(async move {
+                lock(&log).push("asked");
+                assert!(tickets.asked(0));
+            })
+        });
+        for ask in asks.collect::<Vec<_>>() {
+            ask.await.unwrap();
+        }
+        tokio::task::yield_now().await;
+        assert_eq!(*lock(&log), ["asked", "asked", "asked", "turn"]);
+        let (foreign, other) = (Arc::clone(&tickets), Tickets::new(2));
+        let asked = std::thread::spawn(move || foreign.asked(0)).join().unwrap();
+        assert!(!asked, "another thread");
+        assert!(!other.asked(1), "another thread's ticket");
+        turns.abort();
     }
 
     #[tokio::test]

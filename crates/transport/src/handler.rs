@@ -251,7 +251,9 @@ async fn taken(context: &Arc<Context>, body: Incoming) -> Response<Body> {
         }
     };
     add(&context.stats.of(message.from).received_bytes, length);
-    match context.inbound.step(message) {
+    let stepped = context.inbound.step(message);
+    context.inbound.stepped();
+    match stepped {
         Ok(()) => no_content(),
         Err(error) => {
             tracing::warn!(

@@ -46,13 +46,16 @@ pub enum SnapshotRefused {
 /// The member, as its peers see it. Called from the thread that serves peers: nothing but
 /// [`Inbound::receive_snapshot`] may block.
 pub trait Inbound: Send + Sync + 'static {
-    /// Takes a message. The implementation refuses, and says so in the log, what is for another
-    /// member and what comes from a removed one.
+    /// Takes a message, to be handled by [`Inbound::stepped`] at the latest. The implementation refuses,
+    /// and says so in the log, what is for another member and what comes from a removed one.
     ///
     /// # Errors
     ///
     /// [`StepRefused`]; the sender is told, or over a stream the log is.
     fn step(&self, message: Message) -> Result<(), StepRefused>;
+
+    /// No more messages are there for now: those that were taken are to be handled.
+    fn stepped(&self);
 
     /// Takes a snapshot: its database comes from `body`, and the message is stepped once that is
     /// durable and has been looked at. Called on a thread of its own, and may block.

@@ -166,8 +166,8 @@ impl Context {
     }
 }
 
-/// The way to all other members. Cheap to clone; methods may be called from any thread but the one
-/// that serves peers, and none of them waits for a peer.
+/// The way to all other members. Cheap to clone; none of its methods waits for a peer. They may be called
+/// from any thread, but [`Peers::stop`] not from the one that serves peers.
 #[derive(Clone)]
 pub struct Peers {
     context: Arc<Context>,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use http::{Method, StatusCode};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
-use keelson_proto::message::MessageKind;
+use keelson_proto::message::{Message, MessageKind};
 use tokio::time::Instant;
 
 use crate::codec::{CodecError, Decoder, StreamKind, is_link_heartbeat};
@@ -174,8 +174,18 @@ fn precondition(link: &Link, answer: &Answer) -> String {
 /// Hands messages on until the stream ends, and says why it did.
 async fn receive(link: &Link, kind: StreamKind, stream: &mut Stream) -> StreamError {
     let mut decoder = Decoder::new(kind, link.local(), link.member);
+    let mut taken = Taken { link, any: false };
     loop {
-        match stream.body.frame().await {
+        let frame = tokio::select! {
+            biased;
+            frame = stream.body.frame() => frame,
+            // Nothing more is there.
+            () = std::future::ready(()), if taken.any => {
+                taken.handle();
+                continue;
+            }
+        };
+        match frame {
             None if decoder.is_inside_frame() => return StreamError::UnexpectedEof,
             None => return StreamError::Eof,
             Some(Err(error)) => return error.into(),
@@ -187,7 +197,7 @@ async fn receive(link: &Link, kind: StreamKind, stream: &mut Stream) -> StreamEr
                 decoder.push(data);
                 loop {
                     match decoder.next_message() {
-                        Ok(Some(message)) => step(link, message),
+                        Ok(Some(message)) => taken.step(message),
                         Ok(None) => break,
                         Err(error) => return error.into(),
                     }
@@ -197,10 +207,35 @@ async fn receive(link: &Link, kind: StreamKind, stream: &mut Stream) -> StreamEr
     }
 }
 
-fn step(link: &Link, message: keelson_proto::message::Message) {
-    if is_link_heartbeat(&message) {
-        return;
+/// Messages that came together, and are handled together: at the latest when the stream ends.
+struct Taken<'a> {
+    link: &'a Link,
+    any: bool,
+}
+
+impl Taken<'_> {
+    fn step(&mut self, message: Message) {
+        if !is_link_heartbeat(&message) {
+            self.any = true;
+            step(self.link, message);
+        }
     }
+
+    fn handle(&mut self) {
+        self.any = false;
+        self.link.context.inbound.stepped();
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        if self.any {
+            self.handle();
+        }
+    }
+}
+
+fn step(link: &Link, message: Message) {
     let (kind, from, to) = (message.kind, message.from, message.to);
     if kind == MessageKind::App {
         add(&link.stats.appends[1], 1);

@@ -37,6 +37,8 @@ pub(crate) fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
 #[derive(Default)]
 pub(crate) struct Heard {
     pub(crate) member: Mutex<MemberId>,
+    /// Stepped, but not yet handled.
+    waiting: Mutex<Vec<Message>>,
     pub(crate) messages: Mutex<Vec<Message>>,
     pub(crate) removed: Mutex<BTreeSet<MemberId>>,
     pub(crate) unreachable: Mutex<Vec<MemberId>>,
@@ -70,8 +72,13 @@ impl Inbound for Heard {
         if self.is_removed(message.from) {
             return Err(StepRefused::Removed);
         }
-        self.messages.lock().unwrap().push(message);
+        self.waiting.lock().unwrap().push(message);
         Ok(())
+    }
+
+    fn stepped(&self) {
+        let mut waiting = self.waiting.lock().unwrap();
+        self.messages.lock().unwrap().append(&mut waiting);
     }
 
     fn receive_snapshot(

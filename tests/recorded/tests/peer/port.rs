@@ -42,6 +42,8 @@ impl Inbound for Fake {
         }
     }
 
+    fn stepped(&self) {}
+
     fn receive_snapshot(
         &self,
         message: Message,
