@@ -58,6 +58,7 @@ pub(crate) struct Header {
 
 impl Header {
     /// Decodes it; the caller has checked that there are sixteen bytes.
+    #[inline]
     pub(crate) fn read(bytes: &[u8]) -> Header {
         Header {
             id: PageId(u64_at(bytes, 0)),
@@ -70,39 +71,21 @@ impl Header {
 
 impl<'tx> Pages<'tx> {
     /// The header of page `id`, without any judgement of it.
+    #[inline]
     pub(crate) fn header(&self, id: PageId) -> Result<Header, Error> {
-        let out = || {
-            Error::corrupt(
-                id,
-                Damage::OutOfBounds {
-                    high_water: self.high_water,
-                },
-            )
-        };
-        if id >= self.high_water {
-            return Err(out());
-        }
-        let offset =
-            id.0.checked_mul(u64::from(self.page_size))
-                .ok_or_else(out)?;
-        Ok(Header::read(
-            self.view.slice(offset, PAGE_HEADER).ok_or_else(out)?,
-        ))
+        let offset = id.0.checked_mul(u64::from(self.page_size));
+        let header = offset
+            .filter(|_| id < self.high_water)
+            .and_then(|offset| self.view.slice(offset, PAGE_HEADER));
+        Ok(Header::read(header.ok_or_else(|| self.out(id))?))
     }
 
     /// Header and bytes of page `id` with its overflow pages, whatever its type. Its number and
     /// its bounds are checked.
+    #[inline]
     pub(crate) fn raw(&self, id: PageId) -> Result<(Header, &'tx [u8]), Error> {
-        let out = || {
-            Error::corrupt(
-                id,
-                Damage::OutOfBounds {
-                    high_water: self.high_water,
-                },
-            )
-        };
         if id.0 < 2 {
-            return Err(out());
+            return Err(self.out(id));
         }
         let header = self.header(id)?;
         if header.id != id {
@@ -116,18 +99,26 @@ impl<'tx> Pages<'tx> {
         }
         let pages = u64::from(header.overflow) + 1;
         if pages > self.high_water.0 - id.0 {
-            return Err(out());
+            return Err(self.out(id));
         }
-        let len = pages
-            .checked_mul(u64::from(self.page_size))
-            .ok_or_else(out)?;
-        let len = usize::try_from(len).map_err(|_| out())?;
-        // `header` has shown that the product fits.
-        let offset = id.0 * u64::from(self.page_size);
-        Ok((header, self.view.slice(offset, len).ok_or_else(out)?))
+        let page_size = u64::from(self.page_size);
+        let len = pages.checked_mul(page_size);
+        let bytes = len
+            .and_then(|len| usize::try_from(len).ok())
+            // `header` has shown that the product fits.
+            .and_then(|len| self.view.slice(id.0 * page_size, len));
+        Ok((header, bytes.ok_or_else(|| self.out(id))?))
+    }
+
+    /// The error of a page that does not lie below the high-water mark.
+    #[cold]
+    fn out(&self, id: PageId) -> Error {
+        let high_water = self.high_water;
+        Error::corrupt(id, Damage::OutOfBounds { high_water })
     }
 
     /// A branch or leaf page of the tree.
+    #[inline]
     pub(crate) fn tree(&self, id: PageId) -> Result<Page<'tx>, Error> {
         let (header, bytes) = self.raw(id)?;
         Page::tree(id, header, bytes)
@@ -141,7 +132,8 @@ pub(crate) struct Page<'a> {
     pub(crate) id: PageId,
     pub(crate) leaf: bool,
     pub(crate) overflow: u32,
-    count: usize,
+    /// Elements; their headers lie inside of the page.
+    count: u16,
     bytes: &'a [u8],
 }
 
@@ -155,18 +147,19 @@ pub(crate) struct LeafElement<'a> {
 
 impl<'a> Page<'a> {
     /// Of these bytes; the array of its elements is checked.
+    #[inline]
     pub(crate) fn tree(id: PageId, header: Header, bytes: &'a [u8]) -> Result<Page<'a>, Error> {
         let leaf = match header.flags {
             FLAG_LEAF => true,
             FLAG_BRANCH => false,
             flags => return Err(Error::corrupt(id, Damage::WrongType { flags })),
         };
-        let count = usize::from(header.count);
-        if PAGE_HEADER + ELEMENT * count > bytes.len() {
+        let count = header.count;
+        if PAGE_HEADER + ELEMENT * usize::from(count) > bytes.len() {
             return Err(Error::corrupt(
                 id,
                 Damage::Count {
-                    count: u64::from(header.count),
+                    count: u64::from(count),
                 },
             ));
         }
@@ -198,7 +191,7 @@ impl<'a> Page<'a> {
     }
 
     pub(crate) fn count(&self) -> usize {
-        self.count
+        usize::from(self.count)
     }
 
     /// All bytes of the page and its overflow pages.
@@ -206,20 +199,24 @@ impl<'a> Page<'a> {
         self.bytes
     }
 
+    #[cold]
     fn bad(&self, index: usize) -> Error {
         Error::corrupt(self.id, Damage::Element { index })
     }
 
-    /// The header of element `index`, as four words. The element array lies inside of the page.
+    /// Where the header of element `index` stands, and its four words.
+    #[inline]
     fn element(&self, index: usize) -> (usize, [u32; 4]) {
+        assert!(index < self.count(), "an element of the page");
         let at = PAGE_HEADER + ELEMENT * index;
         let words = &self.bytes[at..at + ELEMENT];
         (at, [0, 4, 8, 12].map(|word| u32_at(words, word)))
     }
 
     /// Where key and value of leaf element `index` stand: flags, start, key and value length.
+    #[inline]
     pub(crate) fn leaf_span(&self, index: usize) -> Result<(u32, usize, usize, usize), Error> {
-        assert!(self.leaf && index < self.count, "an element of a leaf");
+        assert!(self.leaf, "an element of a leaf");
         let (at, [flags, start, key, value]) = self.element(index);
         let (start, key, value) = (at + start as usize, key as usize, value as usize);
         if key == 0 || start + key + value > self.bytes.len() {
@@ -229,8 +226,9 @@ impl<'a> Page<'a> {
     }
 
     /// Where the key of branch element `index` stands: start, length, and its child.
+    #[inline]
     pub(crate) fn branch_span(&self, index: usize) -> Result<(usize, usize, PageId), Error> {
-        assert!(!self.leaf && index < self.count, "an element of a branch");
+        assert!(!self.leaf, "an element of a branch");
         let (at, [start, key, low, high]) = self.element(index);
         let (start, key) = (at + start as usize, key as usize);
         if key == 0 || start + key > self.bytes.len() {
@@ -240,18 +238,28 @@ impl<'a> Page<'a> {
         Ok((start, key, PageId(child)))
     }
 
+    /// Leaf element `index`.
+    #[inline]
     pub(crate) fn leaf_element(&self, index: usize) -> Result<LeafElement<'a>, Error> {
-        let (flags, start, key, value) = self.leaf_span(index)?;
-        Ok(LeafElement {
-            bucket: flags & ELEMENT_BUCKET != 0,
-            key: &self.bytes[start..start + key],
-            value: &self.bytes[start + key..start + key + value],
-        })
+        assert!(self.leaf, "an element of a leaf");
+        let (at, [flags, start, key, value]) = self.element(index);
+        let parts = self.bytes.get(at + start as usize..).and_then(|data| {
+            let (key, data) = data.split_at_checked(key as usize)?;
+            Some((key, data.get(..value as usize)?))
+        });
+        match parts {
+            Some((key, value)) if !key.is_empty() => Ok(LeafElement {
+                bucket: flags & ELEMENT_BUCKET != 0,
+                key,
+                value,
+            }),
+            _ => Err(self.bad(index)),
+        }
     }
 
     /// Bytes in use: up to the end of the last element.
     pub(crate) fn used(&self) -> Result<usize, Error> {
-        let Some(last) = self.count.checked_sub(1) else {
+        let Some(last) = self.count().checked_sub(1) else {
             return Ok(PAGE_HEADER);
         };
         if self.leaf {
@@ -268,19 +276,16 @@ impl<'a> Page<'a> {
     }
 
     pub(crate) fn key(&self, index: usize) -> Result<&'a [u8], Error> {
-        let (start, len) = if self.leaf {
-            let (_, start, len, _) = self.leaf_span(index)?;
-            (start, len)
-        } else {
-            let (start, len, _) = self.branch_span(index)?;
-            (start, len)
-        };
+        if self.leaf {
+            return Ok(self.leaf_element(index)?.key);
+        }
+        let (start, len, _) = self.branch_span(index)?;
         Ok(&self.bytes[start..start + len])
     }
 
     /// The place of `key`: `Ok` if it is there, `Err` with the first greater key's place if not.
     pub(crate) fn search(&self, key: &[u8]) -> Result<Result<usize, usize>, Error> {
-        let (mut low, mut high) = (0, self.count);
+        let (mut low, mut high) = (0, self.count());
         while low < high {
             let middle = low + (high - low) / 2;
             match self.key(middle)?.cmp(key) {

@@ -57,6 +57,7 @@ pub(crate) enum NodeRef<'tx> {
 }
 
 impl<'tx> Source<'tx> {
+    #[inline]
     pub(crate) fn node(&self, child: Child) -> Result<NodeRef<'tx>, Error> {
         match child {
             Child::Page(id) => Ok(NodeRef::Page(self.pages.tree(id)?)),
@@ -176,6 +177,7 @@ impl<'tx> NodeRef<'tx> {
         }
     }
 
+    #[inline]
     pub(crate) fn leaf_element(&self, index: usize) -> Result<LeafElement<'tx>, Error> {
         match self {
             NodeRef::Page(page) => page.leaf_element(index),
