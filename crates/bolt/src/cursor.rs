@@ -2,8 +2,12 @@
 
 use smallvec::SmallVec;
 
+use crate::node::Child;
 use crate::source::{NodeRef, ReadRoot, Source};
 use crate::{Damage, Error, MAX_DEPTH};
+
+/// How many pages ahead of a walk are asked for: memory takes as long as reading that many.
+const AHEAD: usize = 8;
 
 /// A key and its value; `None` stands for a nested bucket.
 pub type Entry<'tx> = (&'tx [u8], Option<&'tx [u8]>);
@@ -192,7 +196,7 @@ impl<'tx> Cursor<'tx> {
                 return Ok(());
             }
             self.push(frame)?;
-            node = self.child(frame)?;
+            node = self.child(frame, edge)?;
         }
     }
 
@@ -200,13 +204,29 @@ impl<'tx> Cursor<'tx> {
     fn descend_from(&mut self, level: usize, edge: Edge) -> Result<(), Error> {
         self.branches.truncate(level + 1);
         self.leaf = None;
-        let child = self.child(self.branches[level])?;
+        let child = self.child(self.branches[level], edge)?;
         self.descend(child, edge)
     }
 
-    /// The child taken in a branch.
-    fn child(&self, branch: Frame<'tx>) -> Result<NodeRef<'tx>, Error> {
-        self.source.node(branch.node.child(branch.index)?)
+    /// The child taken in a branch. Asks for the pages that come after it, so that they are on
+    /// their way while the ones before them are read: all the next ones at the branch's edge, and
+    /// one more with every step from there.
+    fn child(&self, branch: Frame<'tx>, edge: Edge) -> Result<NodeRef<'tx>, Error> {
+        let Frame { node, index } = branch;
+        let count = node.count();
+        let ahead = match edge {
+            Edge::First if index == 0 => 1..count.min(AHEAD + 1),
+            Edge::First => index + AHEAD..count.min(index + AHEAD + 1),
+            Edge::Last if index + 1 == count => index.saturating_sub(AHEAD)..index,
+            Edge::Last => index.saturating_sub(AHEAD)..(index + 1).saturating_sub(AHEAD),
+        };
+        for sibling in ahead {
+            // What is wrong with it is said when its turn comes.
+            if let Ok(Child::Page(id)) = node.child(sibling) {
+                self.source.pages.will_read(id);
+            }
+        }
+        self.source.node(node.child(index)?)
     }
 }
 

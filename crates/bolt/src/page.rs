@@ -117,6 +117,13 @@ impl<'tx> Pages<'tx> {
         Error::corrupt(id, Damage::OutOfBounds { high_water })
     }
 
+    /// Tells that page `id` is read soon. The number need not be sound.
+    pub(crate) fn will_read(&self, id: PageId) {
+        if let Some(offset) = id.0.checked_mul(u64::from(self.page_size)) {
+            self.view.will_read(offset);
+        }
+    }
+
     /// A branch or leaf page of the tree.
     #[inline]
     pub(crate) fn tree(&self, id: PageId) -> Result<Page<'tx>, Error> {
