@@ -3,11 +3,14 @@
 use smallvec::SmallVec;
 
 use crate::node::Child;
+use crate::page::{ELEMENT, PAGE_HEADER};
 use crate::source::{NodeRef, ReadRoot, Source};
 use crate::{Damage, Error, MAX_DEPTH};
 
 /// How many pages ahead of a walk are asked for: memory takes as long as reading that many.
 const AHEAD: usize = 8;
+/// What is asked for of each: its header, and those of the first elements.
+const HEAD: usize = PAGE_HEADER + 3 * ELEMENT;
 
 /// A key and its value; `None` stands for a nested bucket.
 pub type Entry<'tx> = (&'tx [u8], Option<&'tx [u8]>);
@@ -223,7 +226,7 @@ impl<'tx> Cursor<'tx> {
         for sibling in ahead {
             // What is wrong with it is said when its turn comes.
             if let Ok(Child::Page(id)) = node.child(sibling) {
-                self.source.pages.will_read(id);
+                self.source.pages.will_read(id, HEAD);
             }
         }
         self.source.node(node.child(index)?)

@@ -5,7 +5,7 @@
 use std::cmp::Ordering;
 
 use crate::storage::View;
-use crate::{Damage, Error, PageId};
+use crate::{Damage, Error, MAX_DEPTH, PageId};
 
 /// Bytes of a page's header.
 pub(crate) const PAGE_HEADER: usize = 16;
@@ -19,6 +19,11 @@ pub(crate) const FLAG_META: u16 = 0x04;
 pub(crate) const FLAG_FREELIST: u16 = 0x10;
 /// Flag of a leaf element whose value is a bucket.
 pub(crate) const ELEMENT_BUCKET: u32 = 0x01;
+
+/// What is asked for of a page that is to be searched: the headers of a branch's elements, as many as
+/// there are with keys of a hundred bytes. Without that the page's header is waited for, and then each
+/// of them.
+const SEARCHED: usize = PAGE_HEADER + 27 * ELEMENT;
 
 /// Reads a little-endian u16; the caller has checked the bounds.
 pub(crate) fn u16_at(bytes: &[u8], at: usize) -> u16 {
@@ -117,10 +122,10 @@ impl<'tx> Pages<'tx> {
         Error::corrupt(id, Damage::OutOfBounds { high_water })
     }
 
-    /// Tells that page `id` is read soon. The number need not be sound.
-    pub(crate) fn will_read(&self, id: PageId) {
+    /// Tells that the first `len` bytes of page `id` are read soon. The number need not be sound.
+    pub(crate) fn will_read(&self, id: PageId, len: usize) {
         if let Some(offset) = id.0.checked_mul(u64::from(self.page_size)) {
-            self.view.will_read(offset);
+            self.view.will_read(offset, len);
         }
     }
 
@@ -129,6 +134,25 @@ impl<'tx> Pages<'tx> {
     pub(crate) fn tree(&self, id: PageId) -> Result<Page<'tx>, Error> {
         let (header, bytes) = self.raw(id)?;
         Page::tree(id, header, bytes)
+    }
+
+    /// The element with exactly this key in the tree below `page`, which is one of pages alone.
+    pub(crate) fn find(
+        &self,
+        mut page: Page<'tx>,
+        key: &[u8],
+    ) -> Result<Option<LeafElement<'tx>>, Error> {
+        for _ in 0..MAX_DEPTH {
+            let place = page.search(key)?;
+            if page.leaf {
+                return place.ok().map(|index| page.leaf_element(index)).transpose();
+            }
+            let index = place.unwrap_or_else(|after| after.saturating_sub(1));
+            let child = page.child(index)?;
+            self.will_read(child, SEARCHED);
+            page = self.tree(child)?;
+        }
+        Err(Error::corrupt(page.id, Damage::Loop))
     }
 }
 
@@ -282,26 +306,52 @@ impl<'a> Page<'a> {
         Ok(self.branch_span(index)?.2)
     }
 
+    #[inline]
     pub(crate) fn key(&self, index: usize) -> Result<&'a [u8], Error> {
-        if self.leaf {
-            return Ok(self.leaf_element(index)?.key);
+        let (at, words) = self.element(index);
+        let [start, len] = if self.leaf {
+            [words[1], words[2]]
+        } else {
+            [words[0], words[1]]
+        };
+        let start = at + start as usize;
+        match self.bytes.get(start..start + len as usize) {
+            Some(key) if !key.is_empty() => Ok(key),
+            _ => Err(self.bad(index)),
         }
-        let (start, len, _) = self.branch_span(index)?;
-        Ok(&self.bytes[start..start + len])
     }
 
     /// The place of `key`: `Ok` if it is there, `Err` with the first greater key's place if not.
+    #[inline]
     pub(crate) fn search(&self, key: &[u8]) -> Result<Result<usize, usize>, Error> {
+        // Most keys differ in their first bytes, and those are compared without a call.
+        let word = first_word(key);
         let (mut low, mut high) = (0, self.count());
         while low < high {
             let middle = low + (high - low) / 2;
-            match self.key(middle)?.cmp(key) {
+            let other = self.key(middle)?;
+            match first_word(other).cmp(&word).then_with(|| other.cmp(key)) {
                 Ordering::Less => low = middle + 1,
                 Ordering::Greater => high = middle,
                 Ordering::Equal => return Ok(Ok(middle)),
             }
         }
         Ok(Err(low))
+    }
+}
+
+/// The first eight bytes of a key as a number that orders as they do; zeros behind a shorter one.
+#[inline]
+fn first_word(key: &[u8]) -> u64 {
+    match key.first_chunk() {
+        Some(bytes) => u64::from_be_bytes(*bytes),
+        None => {
+            key.iter()
+                .fold((0, 64), |(word, shift), byte| {
+                    (word | u64::from(*byte) << (shift - 8), shift - 8)
+                })
+                .0
+        }
     }
 }
 
