@@ -100,6 +100,7 @@ mod compact;
 mod cursor;
 mod cursor_mut;
 mod db;
+mod dirty;
 mod error;
 mod freelist;
 mod id;

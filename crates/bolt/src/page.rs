@@ -355,17 +355,32 @@ fn first_word(key: &[u8]) -> u64 {
     }
 }
 
-/// Writes a page: header first, then little-endian fields, then zeros up to whole pages.
+/// Writes a page behind what is in a buffer: header first, then little-endian fields, then zeros up
+/// to whole pages.
 pub(crate) struct Writer {
     out: Vec<u8>,
+    /// Where the page begins.
+    start: usize,
 }
 
 impl Writer {
     /// Starts a page of `len` bytes in all.
     pub(crate) fn page(len: usize, id: PageId, flags: u16, count: u16, overflow: u32) -> Writer {
-        let mut writer = Writer {
-            out: Vec::with_capacity(len),
-        };
+        Writer::behind(Vec::new(), len, id, flags, count, overflow)
+    }
+
+    /// Starts a page of `len` bytes in all behind what is in `out`.
+    pub(crate) fn behind(
+        mut out: Vec<u8>,
+        len: usize,
+        id: PageId,
+        flags: u16,
+        count: u16,
+        overflow: u32,
+    ) -> Writer {
+        out.reserve(len);
+        let start = out.len();
+        let mut writer = Writer { out, start };
         writer.u64(id.0);
         writer.out.extend_from_slice(&flags.to_le_bytes());
         writer.out.extend_from_slice(&count.to_le_bytes());
@@ -393,13 +408,14 @@ impl Writer {
         &self.out[start..]
     }
 
-    /// Fills up with zeros to `len` bytes.
+    /// Fills the page up with zeros to `len` bytes.
     pub(crate) fn finish(mut self, len: usize) -> Vec<u8> {
+        let end = self.start + len;
         assert!(
-            self.out.len() <= len,
+            self.out.len() <= end,
             "a page is written into the pages allocated for it"
         );
-        self.out.resize(len, 0);
+        self.out.resize(end, 0);
         self.out
     }
 }
