@@ -104,6 +104,7 @@ mod dirty;
 mod error;
 mod freelist;
 mod id;
+mod key;
 mod map;
 mod mem;
 mod meta;

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use crate::arena::NodeId;
+use crate::key::{Key, first_word};
 use crate::page::{
     ELEMENT, ELEMENT_BUCKET, FLAG_BRANCH, FLAG_LEAF, LeafElement, MAX_ELEMENTS, PAGE_HEADER, Page,
     Writer,
@@ -30,7 +31,7 @@ pub(crate) enum Body {
 
 #[derive(Clone, Debug)]
 pub(crate) struct Item {
-    pub(crate) key: Bytes,
+    pub(crate) key: Key,
     pub(crate) body: Body,
 }
 
@@ -91,12 +92,12 @@ impl Node {
                     Body::Value(body)
                 };
                 Item {
-                    key: bytes.slice(start..start + key),
+                    key: bytes.slice(start..start + key).into(),
                     body,
                 }
             } else {
                 let (start, key, child) = page.branch_span(index)?;
-                let key = bytes.slice(start..start + key);
+                let key = bytes.slice(start..start + key).into();
                 Item {
                     key,
                     body: Body::Child(Child::Page(child)),
@@ -125,10 +126,14 @@ impl Node {
     /// The place of `key`: `Ok` if it is there, `Err` with the first greater key's place if not.
     pub(crate) fn search(&self, key: &[u8]) -> Result<usize, usize> {
         // Keys mostly come in ascending order.
-        if self.items.last().is_some_and(|last| last.key[..] < *key) {
+        let word = first_word(key);
+        if let Some(last) = self.items.last()
+            && last.key.order(word, key).is_lt()
+        {
             return Err(self.items.len());
         }
-        self.items.binary_search_by(|item| item.key[..].cmp(key))
+        self.items
+            .binary_search_by(|item| item.key.order(word, key))
     }
 
     /// The child of a branch in which `key` belongs.
@@ -263,7 +268,7 @@ mod tests {
     fn leaf(sizes: &[usize]) -> Node {
         let mut node = Node::empty_leaf();
         for (i, size) in sizes.iter().enumerate() {
-            let key = Bytes::from(format!("{i:04}"));
+            let key = Bytes::from(format!("{i:04}")).into();
             let value = Bytes::from(vec![0; size - ELEMENT - 4]);
             node.items.push(Item {
                 key,

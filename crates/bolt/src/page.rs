@@ -4,6 +4,7 @@
 
 use std::cmp::Ordering;
 
+use crate::key::first_word;
 use crate::storage::View;
 use crate::{Damage, Error, MAX_DEPTH, PageId};
 
@@ -337,21 +338,6 @@ impl<'a> Page<'a> {
             }
         }
         Ok(Err(low))
-    }
-}
-
-/// The first eight bytes of a key as a number that orders as they do; zeros behind a shorter one.
-#[inline]
-fn first_word(key: &[u8]) -> u64 {
-    match key.first_chunk() {
-        Some(bytes) => u64::from_be_bytes(*bytes),
-        None => {
-            key.iter()
-                .fold((0, 64), |(word, shift), byte| {
-                    (word | u64::from(*byte) << (shift - 8), shift - 8)
-                })
-                .0
-        }
     }
 }
 

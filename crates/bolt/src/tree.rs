@@ -173,7 +173,7 @@ impl Forest {
                 *old = body;
             }
             Err(index) => {
-                let key = Bytes::copy_from_slice(key);
+                let key = Bytes::copy_from_slice(key).into();
                 let len = leaf.items.len();
                 leaf.items.insert(index, Item { key, body });
                 // Nodes are cut into pages at the commit. Until then a leaf may grow at its end
