@@ -123,3 +123,40 @@ impl Dirty {
         storage.write_at(start, &buffer)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::MemStorage;
+
+    #[test]
+    fn pages_come_to_their_places_in_any_order_and_size() {
+        let mut dirty = Dirty::new(1024);
+        let part = |id, pages| Part {
+            id: PageId(id),
+            pages,
+            items: 0..0,
+        };
+        // A gap at 4, and more than is written at once from 6 on.
+        dirty.add_encoded(PageId(6), vec![6; WRITE_AT_ONCE]);
+        dirty.add_node(Node::empty_leaf(), [part(5, 1), part(2, 2)]);
+        let behind = 6 + WRITE_AT_ONCE as u64 / 1024;
+        dirty.add_node(Node::empty_leaf(), [part(behind, 1)]);
+        let storage = MemStorage::new();
+        storage.write_at(0, &[9; 8 * 1024]).unwrap();
+        dirty.write(&storage).unwrap();
+
+        assert_eq!(dirty.count(), 4 + WRITE_AT_ONCE as u64 / 1024);
+        let contents = storage.contents();
+        let page = |id: u64| &contents[id as usize * 1024..][..1024];
+        for (id, overflow) in [(2, 1), (5, 0), (behind, 0)] {
+            assert_eq!(page(id)[..8], id.to_le_bytes());
+            assert_eq!(page(id)[12..16], u32::to_le_bytes(overflow));
+        }
+        assert_eq!(page(3), [0; 1024], "overflow");
+        for (id, byte) in [(0, 9), (1, 9), (4, 9), (6, 6), (behind - 1, 6)] {
+            assert_eq!(page(id), [byte; 1024]);
+        }
+        assert_eq!(contents.len() as u64, (behind + 1) * 1024);
+    }
+}

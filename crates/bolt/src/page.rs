@@ -21,9 +21,8 @@ pub(crate) const FLAG_FREELIST: u16 = 0x10;
 /// Flag of a leaf element whose value is a bucket.
 pub(crate) const ELEMENT_BUCKET: u32 = 0x01;
 
-/// What is asked for of a page that is to be searched: the headers of a branch's elements, as many as
-/// there are with keys of a hundred bytes. Without that the page's header is waited for, and then each
-/// of them.
+/// What is asked for of a page that is to be searched: its header and those of 27 elements, a
+/// branch's with keys of a hundred bytes. Else the page's is waited for, and then each of them.
 const SEARCHED: usize = PAGE_HEADER + 27 * ELEMENT;
 
 /// Reads a little-endian u16; the caller has checked the bounds.
