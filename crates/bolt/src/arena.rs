@@ -13,9 +13,11 @@ pub(crate) struct NodeId(u32);
 
 /// Nodes by number. Each is held by an `Arc`, so that a savepoint keeps an earlier state by holding
 /// the old `Arc`: a change then copies the node, not before.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Arena {
     nodes: Vec<Arc<Node>>,
+    /// Stands in the place of nodes that were taken out.
+    gone: Arc<Node>,
     /// One for each open savepoint.
     frames: Vec<Frame>,
 }
@@ -27,6 +29,16 @@ struct Frame {
     len: usize,
     /// Nodes that were changed since, as they were.
     nodes: HashMap<usize, Arc<Node>, FnvBuildHasher>,
+}
+
+impl Default for Arena {
+    fn default() -> Arena {
+        Arena {
+            nodes: Vec::new(),
+            gone: Arc::new(Node::empty_leaf()),
+            frames: Vec::new(),
+        }
+    }
 }
 
 impl Arena {
@@ -48,7 +60,7 @@ impl Arena {
     /// Takes a node out; nothing refers to it any more.
     pub(crate) fn take(&mut self, id: NodeId) -> Node {
         self.keep(id);
-        let node = std::mem::replace(&mut self.nodes[id.0 as usize], Arc::new(Node::empty_leaf()));
+        let node = std::mem::replace(&mut self.nodes[id.0 as usize], self.gone.clone());
         Arc::unwrap_or_clone(node)
     }
 

@@ -1,24 +1,22 @@
 //! Making a transaction durable: rebalance, spill, free list, grow, write, sync, meta, sync
 //! (formats 1.10).
 
-use std::io;
-
 use bytes::Bytes;
+use smallvec::SmallVec;
 
 use crate::arena::NodeId;
 use crate::bucket::BucketHeader;
 use crate::db::{Shared, Writer};
+use crate::dirty::{Dirty, Part};
 use crate::freelist::Freelist;
 use crate::meta::{Meta, NO_FREELIST};
-use crate::node::{Body, Child, Item, Node, to_inline, to_page};
+use crate::node::{Body, Child, Item, Node, to_inline};
 use crate::source::{BucketId, OpenBucket, TreeRoot};
 use crate::tree::Freer;
 use crate::work::{TOP, Work};
 use crate::write_tx::{Hand, WriteTx};
 use crate::{Error, PageId, TxId};
 
-/// Neighbouring pages are written together up to this many bytes.
-const WRITE_AT_ONCE: usize = 1 << 20;
 /// By how much the file grows once its map is larger than this: 16 MiB.
 const GROW_STEP: u64 = 16 << 20;
 
@@ -57,8 +55,7 @@ struct Spill<'a> {
     work: &'a mut Work,
     freelist: &'a mut Freelist,
     max_size: Option<u64>,
-    /// Encoded pages, to be written.
-    dirty: Vec<(PageId, Vec<u8>)>,
+    dirty: Dirty,
 }
 
 impl WriteTx<'_> {
@@ -94,23 +91,24 @@ impl Hand {
         }
         let old_high_water = work.forest.base.high_water;
         let mut spill = Spill {
+            dirty: Dirty::new(shared.page_size),
             max_size: shared.options.max_size,
             work,
             freelist: &mut writer.freelist,
-            dirty: Vec::new(),
         };
         ended(Step::Begun);
-        spill.rebalance(TOP)?;
+        if spill.work.forest.removed {
+            spill.rebalance(TOP)?;
+        }
         ended(Step::Rebalanced);
         spill.spill_top()?;
         spill.freelist(shared.options.no_freelist_sync)?;
         ended(Step::Spilled);
-        let mut dirty = spill.dirty;
-        dirty.sort_unstable_by_key(|(id, _)| *id);
+        let dirty = spill.dirty;
         if work.meta.high_water > old_high_water {
             grow(&shared, writer, work.meta.size())?;
         }
-        let pages_written = write(&shared, work.meta, &dirty)?;
+        let pages_written = write(&shared, work.meta, dirty)?;
         ended(Step::Written);
         writer.file_len = writer.file_len.max(work.meta.size());
         writer.older_mark = old_high_water;
@@ -159,7 +157,7 @@ fn grow(shared: &Shared, writer: &mut Writer, size: u64) -> Result<(), Error> {
 
 /// Writes data, syncs, writes the meta, syncs, and gives the number of pages written. Any failure
 /// poisons the database.
-fn write(shared: &Shared, meta: Meta, dirty: &[(PageId, Vec<u8>)]) -> Result<u64, Error> {
+fn write(shared: &Shared, meta: Meta, mut dirty: Dirty) -> Result<u64, Error> {
     let page_size = u64::from(shared.page_size);
     assert!(
         meta.root < meta.high_water,
@@ -170,7 +168,7 @@ fn write(shared: &Shared, meta: Meta, dirty: &[(PageId, Vec<u8>)]) -> Result<u64
         freelist_inside,
         "the free list lies below the high-water mark"
     );
-    shared.poison_on_error("write", write_pages(shared, dirty))?;
+    shared.poison_on_error("write", dirty.write(&*shared.storage))?;
     let sync = !shared.options.no_sync;
     if sync {
         shared.poison_on_error("sync", shared.storage.sync_data())?;
@@ -182,38 +180,7 @@ fn write(shared: &Shared, meta: Meta, dirty: &[(PageId, Vec<u8>)]) -> Result<u64
     if sync {
         shared.poison_on_error("sync of the meta page", shared.storage.sync_data())?;
     }
-    let bytes: u64 = dirty.iter().map(|(_, bytes)| bytes.len() as u64).sum();
-    Ok(bytes / page_size + 1)
-}
-
-/// Writes pages that are sorted by number, neighbours together.
-fn write_pages(shared: &Shared, dirty: &[(PageId, Vec<u8>)]) -> io::Result<()> {
-    let page_size = u64::from(shared.page_size);
-    let mut rest = dirty;
-    let mut joined = Vec::new();
-    while let Some(((first, bytes), tail)) = rest.split_first() {
-        let offset = first.0 * page_size;
-        let mut len = bytes.len();
-        let mut run = 1;
-        for (id, bytes) in tail {
-            if id.0 * page_size != offset + len as u64 || len + bytes.len() > WRITE_AT_ONCE {
-                break;
-            }
-            len += bytes.len();
-            run += 1;
-        }
-        if run == 1 {
-            shared.storage.write_at(offset, bytes)?;
-        } else {
-            joined.clear();
-            for (_, bytes) in &rest[..run] {
-                joined.extend_from_slice(bytes);
-            }
-            shared.storage.write_at(offset, &joined)?;
-        }
-        rest = &rest[run..];
-    }
-    Ok(())
+    Ok(dirty.count() + 1)
 }
 
 impl Spill<'_> {
@@ -368,7 +335,8 @@ impl Spill<'_> {
             node.leaf = true;
         }
         let page_size = self.work.meta.page_size;
-        let mut parts = Vec::new();
+        let mut elements = Vec::new();
+        let mut parts: SmallVec<[Part; 1]> = SmallVec::new();
         let mut start = 0;
         let ends = node.split(page_size as usize, fill);
         self.work.counts.splits += ends.len() as u64 - 1;
@@ -377,19 +345,23 @@ impl Spill<'_> {
             let size = crate::page::PAGE_HEADER + items.iter().map(Item::size).sum::<usize>();
             let pages = (size as u64).div_ceil(u64::from(page_size));
             let page = self.allocate(pages)?;
-            self.dirty
-                .push((page, to_page(items, node.leaf, page, pages, page_size)));
             let key = items
                 .first()
                 .map(|item| item.key.clone())
                 .unwrap_or_default();
-            parts.push(Item {
+            elements.push(Item {
                 key,
                 body: Body::Child(Child::Page(page)),
             });
+            parts.push(Part {
+                id: page,
+                pages,
+                items: start..end,
+            });
             start = end;
         }
-        Ok(parts)
+        self.dirty.add_node(node, parts);
+        Ok(elements)
     }
 
     /// Frees the old free list and writes the new one, or none.
@@ -411,7 +383,7 @@ impl Spill<'_> {
         let page = self.allocate(pages)?;
         self.trim();
         self.dirty
-            .push((page, self.freelist.to_page(page, pages, page_size)));
+            .add_encoded(page, self.freelist.to_page(page, pages, page_size));
         self.work.meta.freelist = page;
         Ok(())
     }

@@ -2,8 +2,15 @@
 
 use smallvec::SmallVec;
 
+use crate::node::Child;
+use crate::page::{ELEMENT, PAGE_HEADER};
 use crate::source::{NodeRef, ReadRoot, Source};
 use crate::{Damage, Error, MAX_DEPTH};
+
+/// How many pages ahead of a walk are asked for: memory takes as long as reading that many.
+const AHEAD: usize = 8;
+/// What is asked for of each: its header, and those of the first elements.
+const HEAD: usize = PAGE_HEADER + 3 * ELEMENT;
 
 /// A key and its value; `None` stands for a nested bucket.
 pub type Entry<'tx> = (&'tx [u8], Option<&'tx [u8]>);
@@ -15,8 +22,11 @@ pub type Entry<'tx> = (&'tx [u8], Option<&'tx [u8]>);
 pub struct Cursor<'tx> {
     source: Source<'tx>,
     root: ReadRoot<'tx>,
-    /// From the root to a leaf.
-    stack: SmallVec<[Frame<'tx>; 6]>,
+    /// The branches from the root down to the leaf, each with the child that was taken.
+    branches: SmallVec<[Frame<'tx>; 6]>,
+    /// The leaf below them, with the entry it is on. `None` before the first positioning and where
+    /// a page on the way down is damaged; a branch where one has no children.
+    leaf: Option<Frame<'tx>>,
 }
 
 #[derive(Clone, Copy)]
@@ -26,6 +36,7 @@ struct Frame<'tx> {
 }
 
 /// Which child to take on the way down.
+#[derive(Clone, Copy)]
 enum Edge {
     First,
     Last,
@@ -36,7 +47,8 @@ impl<'tx> Cursor<'tx> {
         Cursor {
             source,
             root,
-            stack: SmallVec::new(),
+            branches: SmallVec::new(),
+            leaf: None,
         }
     }
 
@@ -45,10 +57,12 @@ impl<'tx> Cursor<'tx> {
     /// # Errors
     /// `Corrupt` if a page on the way is damaged.
     pub fn first(&mut self) -> Result<Option<Entry<'tx>>, Error> {
-        self.stack.clear();
-        self.push(self.source.root(self.root)?, &Edge::First)?;
-        self.descend(&Edge::First)?;
-        self.entry_or_next()
+        self.clear();
+        self.descend(self.source.root(self.root)?, Edge::First)?;
+        match &self.leaf {
+            Some(leaf) if leaf.node.count() > 0 => leaf.entry(),
+            _ => self.next_leaf(),
+        }
     }
 
     /// Goes to the last entry.
@@ -56,13 +70,12 @@ impl<'tx> Cursor<'tx> {
     /// # Errors
     /// `Corrupt` if a page on the way is damaged.
     pub fn last(&mut self) -> Result<Option<Entry<'tx>>, Error> {
-        self.stack.clear();
-        self.push(self.source.root(self.root)?, &Edge::Last)?;
-        self.descend(&Edge::Last)?;
-        if self.leaf().node.count() > 0 {
-            return self.entry();
+        self.clear();
+        self.descend(self.source.root(self.root)?, Edge::Last)?;
+        match &self.leaf {
+            Some(leaf) if leaf.node.count() > 0 => leaf.entry(),
+            _ => self.prev_leaf(),
         }
-        self.prev()
     }
 
     /// Goes to the first entry whose key is `key` or greater.
@@ -70,18 +83,20 @@ impl<'tx> Cursor<'tx> {
     /// # Errors
     /// `Corrupt` if a page on the way is damaged.
     pub fn seek(&mut self, key: &[u8]) -> Result<Option<Entry<'tx>>, Error> {
-        self.stack.clear();
+        self.clear();
         let mut node = self.source.root(self.root)?;
         loop {
             let place = node.search(key)?;
             if node.leaf() {
                 let index = place.unwrap_or_else(|after| after);
-                self.stack.push(Frame { node, index });
-                return self.entry_or_next();
+                let leaf = self.leaf.insert(Frame { node, index });
+                if index < node.count() {
+                    return leaf.entry();
+                }
+                return self.next_leaf();
             }
             let index = place.unwrap_or_else(|after| after.saturating_sub(1));
-            self.check_depth(&node)?;
-            self.stack.push(Frame { node, index });
+            self.push(Frame { node, index })?;
             node = self.source.node(node.child(index)?)?;
         }
     }
@@ -95,27 +110,12 @@ impl<'tx> Cursor<'tx> {
         reason = "it can fail, and it can be turned back"
     )]
     pub fn next(&mut self) -> Result<Option<Entry<'tx>>, Error> {
-        if let Some(leaf) = self.stack.last_mut().filter(|leaf| leaf.node.leaf())
-            && leaf.index + 1 < leaf.node.count()
-        {
-            leaf.index += 1;
-            return self.entry();
-        }
-        if self.stack.is_empty() {
-            return self.first();
-        }
-        loop {
-            let on = self
-                .stack
-                .iter()
-                .rposition(|frame| frame.index + 1 < frame.node.count());
-            let Some(level) = on else { return Ok(None) };
-            self.stack.truncate(level + 1);
-            self.stack[level].index += 1;
-            self.descend(&Edge::First)?;
-            if self.leaf().node.count() > 0 {
-                return self.entry();
+        match &mut self.leaf {
+            Some(leaf) if leaf.index + 1 < leaf.node.count() => {
+                leaf.index += 1;
+                leaf.entry()
             }
+            _ => self.next_leaf(),
         }
     }
 
@@ -124,71 +124,120 @@ impl<'tx> Cursor<'tx> {
     /// # Errors
     /// `Corrupt` if a page on the way is damaged.
     pub fn prev(&mut self) -> Result<Option<Entry<'tx>>, Error> {
-        if self.stack.is_empty() {
+        match &mut self.leaf {
+            Some(leaf) if leaf.index > 0 => {
+                leaf.index -= 1;
+                leaf.entry()
+            }
+            _ => self.prev_leaf(),
+        }
+    }
+
+    /// Goes to the first entry behind the leaf.
+    fn next_leaf(&mut self) -> Result<Option<Entry<'tx>>, Error> {
+        if self.branches.is_empty() && self.leaf.is_none() {
+            return self.first();
+        }
+        loop {
+            let more = |frame: &Frame<'_>| frame.index + 1 < frame.node.count();
+            let Some(level) = self.branches.iter().rposition(more) else {
+                return Ok(None);
+            };
+            self.branches[level].index += 1;
+            self.descend_from(level, Edge::First)?;
+            if let Some(leaf) = &self.leaf
+                && leaf.node.count() > 0
+            {
+                return leaf.entry();
+            }
+        }
+    }
+
+    /// Goes to the last entry before the leaf.
+    fn prev_leaf(&mut self) -> Result<Option<Entry<'tx>>, Error> {
+        if self.branches.is_empty() && self.leaf.is_none() {
             return self.last();
         }
         loop {
-            let Some(level) = self.stack.iter().rposition(|frame| frame.index > 0) else {
+            let Some(level) = self.branches.iter().rposition(|frame| frame.index > 0) else {
                 return Ok(None);
             };
-            self.stack.truncate(level + 1);
-            self.stack[level].index -= 1;
-            self.descend(&Edge::Last)?;
-            if self.leaf().node.count() > 0 {
-                return self.entry();
+            self.branches[level].index -= 1;
+            self.descend_from(level, Edge::Last)?;
+            if let Some(leaf) = &self.leaf
+                && leaf.node.count() > 0
+            {
+                return leaf.entry();
             }
         }
     }
 
-    fn leaf(&self) -> &Frame<'tx> {
-        self.stack
-            .last()
-            .expect("positioned: the root at least is on the stack")
+    fn clear(&mut self) {
+        self.branches.clear();
+        self.leaf = None;
     }
 
-    fn check_depth(&self, node: &NodeRef<'tx>) -> Result<(), Error> {
-        if self.stack.len() >= MAX_DEPTH {
-            return Err(Error::corrupt(node.page(), Damage::Loop));
+    fn push(&mut self, branch: Frame<'tx>) -> Result<(), Error> {
+        if self.branches.len() >= MAX_DEPTH {
+            return Err(Error::corrupt(branch.node.page(), Damage::Loop));
         }
+        self.branches.push(branch);
         Ok(())
     }
 
-    fn push(&mut self, node: NodeRef<'tx>, edge: &Edge) -> Result<(), Error> {
-        self.check_depth(&node)?;
-        let index = match edge {
-            Edge::First => 0,
-            Edge::Last => node.count().saturating_sub(1),
-        };
-        self.stack.push(Frame { node, index });
-        Ok(())
-    }
-
-    /// From the branch on top of the stack down to a leaf.
-    fn descend(&mut self, edge: &Edge) -> Result<(), Error> {
+    /// From `node` down to the leaf at its edge.
+    fn descend(&mut self, mut node: NodeRef<'tx>, edge: Edge) -> Result<(), Error> {
         loop {
-            let Frame { node, index } = *self.leaf();
+            let index = match edge {
+                Edge::First => 0,
+                Edge::Last => node.count().saturating_sub(1),
+            };
+            let frame = Frame { node, index };
             // A changed branch can be without children until the commit.
             if node.leaf() || node.count() == 0 {
+                self.leaf = Some(frame);
                 return Ok(());
             }
-            let child = self.source.node(node.child(index)?)?;
-            self.push(child, edge)?;
+            self.push(frame)?;
+            node = self.child(frame, edge)?;
         }
     }
 
-    /// The entry at the place, or the next one if the place is behind its leaf's last.
-    fn entry_or_next(&mut self) -> Result<Option<Entry<'tx>>, Error> {
-        let Frame { node, index } = *self.leaf();
-        if index < node.count() {
-            self.entry()
-        } else {
-            self.next()
-        }
+    /// From the child taken in the branch at `level` down to the leaf at its edge.
+    fn descend_from(&mut self, level: usize, edge: Edge) -> Result<(), Error> {
+        self.branches.truncate(level + 1);
+        self.leaf = None;
+        let child = self.child(self.branches[level], edge)?;
+        self.descend(child, edge)
     }
 
+    /// The child taken in a branch. Asks for the pages that come after it, so that they are on
+    /// their way while the ones before them are read: all the next ones at the branch's edge, and
+    /// one more with every step from there.
+    fn child(&self, branch: Frame<'tx>, edge: Edge) -> Result<NodeRef<'tx>, Error> {
+        let Frame { node, index } = branch;
+        let count = node.count();
+        let ahead = match edge {
+            Edge::First if index == 0 => 1..count.min(AHEAD + 1),
+            Edge::First => index + AHEAD..count.min(index + AHEAD + 1),
+            Edge::Last if index + 1 == count => index.saturating_sub(AHEAD)..index,
+            Edge::Last => index.saturating_sub(AHEAD)..(index + 1).saturating_sub(AHEAD),
+        };
+        for sibling in ahead {
+            // What is wrong with it is said when its turn comes.
+            if let Ok(Child::Page(id)) = node.child(sibling) {
+                self.source.pages.will_read(id, HEAD);
+            }
+        }
+        self.source.node(node.child(index)?)
+    }
+}
+
+impl<'tx> Frame<'tx> {
+    /// The entry of a leaf at the place.
+    #[inline]
     fn entry(&self) -> Result<Option<Entry<'tx>>, Error> {
-        let Frame { node, index } = *self.leaf();
-        let element = node.leaf_element(index)?;
+        let element = self.node.leaf_element(self.index)?;
         Ok(Some((
             element.key,
             (!element.bucket).then_some(element.value),

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use crate::arena::NodeId;
+use crate::key::{Key, first_word};
 use crate::page::{
     ELEMENT, ELEMENT_BUCKET, FLAG_BRANCH, FLAG_LEAF, LeafElement, MAX_ELEMENTS, PAGE_HEADER, Page,
     Writer,
@@ -30,7 +31,7 @@ pub(crate) enum Body {
 
 #[derive(Clone, Debug)]
 pub(crate) struct Item {
-    pub(crate) key: Bytes,
+    pub(crate) key: Key,
     pub(crate) body: Body,
 }
 
@@ -72,9 +73,13 @@ impl Node {
         }
     }
 
-    /// Decodes a page. The bytes are copied once; keys and values share the copy.
-    pub(crate) fn read(page: Page<'_>) -> Result<Node, Error> {
-        let bytes = Bytes::copy_from_slice(page.bytes());
+    /// Decodes a page. `bytes` are the page's own; keys and values share them.
+    pub(crate) fn read(page: Page<'_>, bytes: &Bytes) -> Result<Node, Error> {
+        assert_eq!(
+            bytes.len(),
+            page.bytes().len(),
+            "the bytes of the page that is decoded"
+        );
         let mut items = Vec::with_capacity(page.count() + 1);
         for index in 0..page.count() {
             items.push(if page.leaf {
@@ -87,12 +92,12 @@ impl Node {
                     Body::Value(body)
                 };
                 Item {
-                    key: bytes.slice(start..start + key),
+                    key: bytes.slice(start..start + key).into(),
                     body,
                 }
             } else {
                 let (start, key, child) = page.branch_span(index)?;
-                let key = bytes.slice(start..start + key);
+                let key = bytes.slice(start..start + key).into();
                 Item {
                     key,
                     body: Body::Child(Child::Page(child)),
@@ -121,10 +126,14 @@ impl Node {
     /// The place of `key`: `Ok` if it is there, `Err` with the first greater key's place if not.
     pub(crate) fn search(&self, key: &[u8]) -> Result<usize, usize> {
         // Keys mostly come in ascending order.
-        if self.items.last().is_some_and(|last| last.key[..] < *key) {
+        let word = first_word(key);
+        if let Some(last) = self.items.last()
+            && last.key.order(word, key).is_lt()
+        {
             return Err(self.items.len());
         }
-        self.items.binary_search_by(|item| item.key[..].cmp(key))
+        self.items
+            .binary_search_by(|item| item.key.order(word, key))
     }
 
     /// The child of a branch in which `key` belongs.
@@ -185,8 +194,9 @@ impl Node {
     }
 }
 
-/// Encodes `items` as the page `id` of `pages` pages.
+/// Encodes `items` as the page `id` of `pages` pages, behind what is in `out`.
 pub(crate) fn to_page(
+    out: Vec<u8>,
     items: &[Item],
     leaf: bool,
     id: PageId,
@@ -195,23 +205,30 @@ pub(crate) fn to_page(
 ) -> Vec<u8> {
     let len = usize::try_from(pages * u64::from(page_size)).expect("it fits memory");
     let overflow = u32::try_from(pages - 1).expect("a node is far below 2^32 pages");
-    encode(items, leaf, id, overflow, len)
+    encode(out, items, leaf, id, overflow, len)
 }
 
 /// The page inside an inline bucket: as long as its contents.
 pub(crate) fn to_inline(items: &[Item]) -> Vec<u8> {
     let len = PAGE_HEADER + items.iter().map(Item::size).sum::<usize>();
-    encode(items, true, PageId(0), 0, len)
+    encode(Vec::new(), items, true, PageId(0), 0, len)
 }
 
-fn encode(items: &[Item], leaf: bool, id: PageId, overflow: u32, len: usize) -> Vec<u8> {
+fn encode(
+    out: Vec<u8>,
+    items: &[Item],
+    leaf: bool,
+    id: PageId,
+    overflow: u32,
+    len: usize,
+) -> Vec<u8> {
     assert!(
         items.len() <= MAX_ELEMENTS,
         "split keeps nodes below the format's count"
     );
     let flags = if leaf { FLAG_LEAF } else { FLAG_BRANCH };
     let count = u16::try_from(items.len()).expect("asserted above");
-    let mut out = Writer::page(len, id, flags, count, overflow);
+    let mut out = Writer::behind(out, len, id, flags, count, overflow);
     let mut data = ELEMENT * items.len();
     for item in items {
         // Distances count from the element's own header. Lengths are below 2^31 each, checked
@@ -251,7 +268,7 @@ mod tests {
     fn leaf(sizes: &[usize]) -> Node {
         let mut node = Node::empty_leaf();
         for (i, size) in sizes.iter().enumerate() {
-            let key = Bytes::from(format!("{i:04}"));
+            let key = Bytes::from(format!("{i:04}")).into();
             let value = Bytes::from(vec![0; size - ELEMENT - 4]);
             node.items.push(Item {
                 key,
@@ -284,8 +301,8 @@ mod tests {
     #[test]
     fn a_page_reads_back() {
         let node = leaf(&[40, 50, 60]);
-        let bytes = to_inline(&node.items);
-        let read = Node::read(Page::inline(&bytes, PageId(9)).unwrap()).unwrap();
+        let bytes = Bytes::from(to_inline(&node.items));
+        let read = Node::read(Page::inline(&bytes, PageId(9)).unwrap(), &bytes).unwrap();
         assert_eq!(read.items.len(), 3);
         for (a, b) in node.items.iter().zip(&read.items) {
             assert_eq!((&a.key, a.size()), (&b.key, b.size()));

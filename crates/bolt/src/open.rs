@@ -78,7 +78,7 @@ pub(crate) fn initialise(storage: &dyn Storage, options: &Options) -> Result<u64
     meta.tx_id = TxId(1);
     bytes.extend(meta.to_page(PageId(1)));
     bytes.extend(Freelist::new(options.freelist, &[]).to_page(PageId(2), 1, page_size));
-    bytes.extend(to_page(&[], true, PageId(3), 1, page_size));
+    bytes.extend(to_page(Vec::new(), &[], true, PageId(3), 1, page_size));
     let failed = |what| Error::io(format!("{}: {what}", storage.name()));
     storage
         .write_at(0, &bytes)

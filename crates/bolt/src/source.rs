@@ -57,6 +57,7 @@ pub(crate) enum NodeRef<'tx> {
 }
 
 impl<'tx> Source<'tx> {
+    #[inline]
     pub(crate) fn node(&self, child: Child) -> Result<NodeRef<'tx>, Error> {
         match child {
             Child::Page(id) => Ok(NodeRef::Page(self.pages.tree(id)?)),
@@ -90,12 +91,16 @@ impl<'tx> Source<'tx> {
     ) -> Result<Option<LeafElement<'tx>>, Error> {
         let mut node = self.root(root)?;
         for _ in 0..MAX_DEPTH {
-            let place = node.search(key)?;
-            if node.leaf() {
-                return place.ok().map(|index| node.leaf_element(index)).transpose();
+            let changed = match node {
+                NodeRef::Page(page) => return self.pages.find(page, key),
+                NodeRef::Node(changed) => changed,
+            };
+            let place = changed.search(key);
+            if changed.leaf {
+                return Ok(place.ok().map(|index| changed.leaf_element(index)));
             }
             let index = place.unwrap_or_else(|after| after.saturating_sub(1));
-            node = self.node(node.child(index)?)?;
+            node = self.node(changed.items[index].child())?;
         }
         Err(Error::corrupt(node.page(), Damage::Loop))
     }
@@ -176,6 +181,7 @@ impl<'tx> NodeRef<'tx> {
         }
     }
 
+    #[inline]
     pub(crate) fn leaf_element(&self, index: usize) -> Result<LeafElement<'tx>, Error> {
         match self {
             NodeRef::Page(page) => page.leaf_element(index),

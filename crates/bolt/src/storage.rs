@@ -27,6 +27,10 @@ const MAP_STEP: u64 = 1 << 30;
 pub trait View: Send + Sync {
     /// `len` bytes from `offset`; `None` if they are not all inside of the view.
     fn slice(&self, offset: u64, len: usize) -> Option<&[u8]>;
+
+    /// A hint that `len` bytes from `offset` are read soon. It neither waits nor reads from a disk,
+    /// and it need not do anything; bytes outside of the view are no mistake.
+    fn will_read(&self, _offset: u64, _len: usize) {}
 }
 
 /// What the engine needs of a disk. [`FileStorage`] is a file, [`crate::MemStorage`] is memory

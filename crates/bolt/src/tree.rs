@@ -33,6 +33,34 @@ impl Base {
             high_water: self.high_water,
         }
     }
+
+    /// Decodes a page. It stays in the view, which the node keeps: a page that a transaction
+    /// started from is not written before the transaction is gone.
+    fn node(&self, id: PageId) -> Result<Node, Error> {
+        let page = self.pages().tree(id)?;
+        let held = HeldPage {
+            view: self.view.clone(),
+            // The page was read from there.
+            offset: id.0 * u64::from(self.page_size),
+            len: page.bytes().len(),
+        };
+        Node::read(page, &Bytes::from_owner(held))
+    }
+}
+
+/// A page in a view that it keeps.
+struct HeldPage {
+    view: Arc<dyn View>,
+    offset: u64,
+    len: usize,
+}
+
+impl AsRef<[u8]> for HeldPage {
+    fn as_ref(&self) -> &[u8] {
+        self.view
+            .slice(self.offset, self.len)
+            .expect("a view does not change, and the page was read from it")
+    }
 }
 
 /// What frees a transaction's old pages.
@@ -57,6 +85,8 @@ pub(crate) struct Forest {
     pub(crate) arena: Arena,
     /// Nodes that were merged into another or removed.
     pub(crate) merges: u64,
+    /// Something was removed, so that nodes may be too small.
+    pub(crate) removed: bool,
 }
 
 impl Forest {
@@ -65,7 +95,7 @@ impl Forest {
         match child {
             Child::Node(id) => Ok(id),
             Child::Page(id) => {
-                let node = Node::read(self.base.pages().tree(id)?)?;
+                let node = self.base.node(id)?;
                 Ok(self.arena.add(node))
             }
         }
@@ -143,7 +173,7 @@ impl Forest {
                 *old = body;
             }
             Err(index) => {
-                let key = Bytes::copy_from_slice(key);
+                let key = Bytes::copy_from_slice(key).into();
                 let len = leaf.items.len();
                 leaf.items.insert(index, Item { key, body });
                 // Nodes are cut into pages at the commit. Until then a leaf may grow at its end
@@ -203,6 +233,7 @@ impl Forest {
         if let Ok(index) = leaf.search(key) {
             leaf.items.remove(index);
             leaf.unbalanced = true;
+            self.removed = true;
         }
         Ok(())
     }

@@ -57,6 +57,7 @@ impl Work {
             base,
             arena: Arena::default(),
             merges: 0,
+            removed: false,
         };
         Work {
             forest,
@@ -150,7 +151,7 @@ impl Work {
     /// Decodes the page inside an inline bucket, before a change.
     fn decode_inline(&mut self, id: BucketId) -> Result<(), Error> {
         if let TreeRoot::Inline(bytes) = &self.buckets[id].root {
-            let node = Node::read(Page::inline(bytes, PageId(0))?)?;
+            let node = Node::read(Page::inline(bytes, PageId(0))?, bytes)?;
             let child = Child::Node(self.forest.arena.add(node));
             self.bucket_for_change(id).root = TreeRoot::Tree(child);
         }
