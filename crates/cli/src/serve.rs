@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use keelson_node::Env;
 use keelson_server::config::{Checked, Config, ConfigError, DEFAULT_PEER_URL, Stage, quote};
 use keelson_server::logging;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::argv::{FAILED, WRONG_USE, print, tell};
 use crate::flag_file::{self, FileError};
@@ -229,8 +229,18 @@ fn look_into(directory: &Path) -> std::io::Result<Found> {
     })
 }
 
+/// Has the system give memory in its small pages. The allocator asks for pages of 2 MiB: each is cleared
+/// as a whole when its first byte is touched, and so again after it was given back, which took a seventh of
+/// a follower's time; and a store of a million keys took a quarter more memory.
+fn take_small_pages() {
+    if let Err(error) = rustix::thread::disable_transparent_huge_pages(true) {
+        debug!(%error, "large pages could not be switched off");
+    }
+}
+
 /// Starts the member in its directory and waits for its end.
 fn start(config: Checked, env: Env) -> ExitCode {
+    take_small_pages();
     let directory = config.data_dir.display().to_string();
     let directory = directory.as_str();
     match look_into(&config.data_dir) {

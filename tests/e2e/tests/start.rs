@@ -96,3 +96,15 @@ fn a_file_that_is_no_database_is_refused_and_left_as_it_is() {
     assert!(exit.text().contains("invalid database"), "{}", exit.text());
     assert_eq!(std::fs::read(&db).unwrap(), garbage);
 }
+
+#[test]
+fn a_server_takes_its_memory_in_small_pages() {
+    let server = Process::start(program()).unwrap();
+    let status = format!("/proc/{}/status", server.pid().unwrap());
+    let status = std::fs::read_to_string(status).unwrap();
+    // Systems before Linux 5.0 do not tell.
+    let told = status
+        .lines()
+        .find_map(|line| line.strip_prefix("THP_enabled:"));
+    assert!(told.is_none_or(|told| told.trim() == "0"), "{told:?}");
+}
