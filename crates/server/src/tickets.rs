@@ -13,6 +13,7 @@
 use std::cell::Cell;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
@@ -37,7 +38,8 @@ struct Slab {
     inbox: Mutex<Vec<Batch>>,
     arrived: Notify,
     /// Something of this thread waits for a turn of consensus.
-    asked: Notify,
+    asked: AtomicBool,
+    turn: Notify,
 }
 
 #[derive(Default)]
@@ -116,7 +118,8 @@ impl Tickets {
         let slab = self.slab(thread);
         TURNING.set(Some(thread));
         loop {
-            slab.asked.notified().await;
+            slab.turn.notified().await;
+            slab.asked.store(false, Ordering::SeqCst);
             turn();
         }
     }
@@ -163,8 +166,9 @@ impl Replies for Tickets {
     fn asked(&self, thread: u16) -> bool {
         // Whoever asks for another thread does not know how busy that one is.
         let turns = TURNING.get() == Some(thread);
-        if turns {
-            self.slab(thread).asked.notify_one();
+        let slab = self.slab(thread);
+        if turns && !slab.asked.swap(true, Ordering::SeqCst) {
+            slab.turn.notify_one();
         }
         turns
     }

@@ -1,5 +1,6 @@
 //! Threads in every order that a random scheduler thinks of. Nothing is due by itself here, so what nobody
-//! takes stays where it is, and the test hangs: the scheduler says so.
+//! takes stays where it is, and the test hangs: the scheduler says so. By hand, after a change of the
+//! mailbox or of whose turn it is: everything is built once more for it.
 //!
 //! ```text
 //! RUSTFLAGS="--cfg shuttle" cargo test -p keelson-node --lib interleave
