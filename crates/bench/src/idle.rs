@@ -2,8 +2,9 @@
 
 use anyhow::{Context as _, ensure};
 use keelson_client::etcdserverpb::{WatchCreateRequest, watch_request::RequestUnion};
-use keelson_client::{Client, Options, RawWatch, Watch};
+use keelson_client::{Client, RawWatch, Watch};
 
+use crate::run::connect;
 use crate::spec::Spec;
 
 /// Watchers that share a stream.
@@ -17,13 +18,7 @@ pub(crate) struct Idle {
 
 /// Opens what `spec` wants, the watchers over `clients`; each watcher has a key of its own that nobody writes.
 pub(crate) async fn prepare(spec: &Spec, clients: &[Client]) -> anyhow::Result<Idle> {
-    let mut connections = Vec::with_capacity(spec.idle_connections);
-    for number in 0..spec.idle_connections {
-        let mut options = Options::default();
-        options.user.clone_from(&spec.user);
-        let endpoint = &spec.endpoints[number % spec.endpoints.len()];
-        connections.push(Client::connect_with(endpoint, options).await?);
-    }
+    let connections = connect(spec, spec.idle_connections).await?;
     let mut streams = Vec::new();
     for first in (0..spec.idle_watchers).step_by(STREAM_WATCHERS) {
         let last = (first + STREAM_WATCHERS).min(spec.idle_watchers);

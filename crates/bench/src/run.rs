@@ -49,13 +49,7 @@ pub fn run(spec: &Spec) -> anyhow::Result<Report> {
 }
 
 async fn load(spec: &Spec) -> anyhow::Result<Report> {
-    let mut clients = Vec::with_capacity(spec.connections);
-    for number in 0..spec.connections {
-        let mut options = Options::default();
-        options.user.clone_from(&spec.user);
-        let endpoint = &spec.endpoints[number % spec.endpoints.len()];
-        clients.push(Client::connect_with(endpoint, options).await?);
-    }
+    let clients = connect(spec, spec.connections).await?;
     let server_version = clients[0].status().await?.version;
     let data = Data::new(spec);
     if spec.work.reads() && spec.populate {
@@ -107,6 +101,18 @@ async fn load(spec: &Spec) -> anyhow::Result<Report> {
         client_cpu_us_per_operation: own * 1e6 / tally.operations as f64,
         server: ServerCost::of(&spec.pids, &before, &after, tally.operations),
     })
+}
+
+/// So many connections, spread over the members.
+pub(crate) async fn connect(spec: &Spec, connections: usize) -> anyhow::Result<Vec<Client>> {
+    let mut clients = Vec::with_capacity(connections);
+    for number in 0..connections {
+        let mut options = Options::default();
+        options.user.clone_from(&spec.user);
+        let endpoint = &spec.endpoints[number % spec.endpoints.len()];
+        clients.push(Client::connect_with(endpoint, options).await?);
+    }
+    Ok(clients)
 }
 
 /// The clients of a run, ready for their first operation; none where events are counted.

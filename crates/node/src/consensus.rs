@@ -87,18 +87,6 @@ impl Consensus {
         Ok(())
     }
 
-    /// Takes in what came, and a tick if one is due.
-    pub(crate) fn turn(&mut self, inputs: &mut Vec<Input>) -> Result<(), crate::Error> {
-        if let Some(missed) = self.ticker.due(self.now()) {
-            self.tick(missed, self.ticker.interval);
-            inputs.extend((0..=self.skipped()).map(|_| Input::Tick));
-        }
-        self.prepare(inputs);
-        let outputs = self.core.handle(inputs.drain(..))?;
-        self.carry_out(outputs);
-        Ok(())
-    }
-
     /// Ticks that a start may skip.
     fn skipped(&mut self) -> u32 {
         let links = &self.links;
@@ -148,14 +136,6 @@ impl Consensus {
     /// When a turn is due even if nothing comes.
     pub(crate) fn next(&self) -> Duration {
         self.ticker.next
-    }
-
-    /// After the last turn.
-    pub(crate) fn finish(&mut self) {
-        if !self.links.is_killed() {
-            let outputs = self.core.flush();
-            self.carry_out(outputs);
-        }
     }
 
     fn now(&self) -> Duration {
@@ -286,8 +266,16 @@ impl Consensus {
 impl Turner for Consensus {
     type Input = Input;
 
+    /// Takes in what came, and a tick if one is due.
     fn turn(&mut self, inputs: &mut Vec<Input>) -> Result<(), crate::Error> {
-        Consensus::turn(self, inputs)
+        if let Some(missed) = self.ticker.due(self.now()) {
+            self.tick(missed, self.ticker.interval);
+            inputs.extend((0..=self.skipped()).map(|_| Input::Tick));
+        }
+        self.prepare(inputs);
+        let outputs = self.core.handle(inputs.drain(..))?;
+        self.carry_out(outputs);
+        Ok(())
     }
 
     fn patience(&self) -> Duration {
@@ -298,8 +286,11 @@ impl Turner for Consensus {
         self.links.fail(error);
     }
 
-    fn finish(mut self) {
-        Consensus::finish(&mut self);
+    fn finish(&mut self) {
+        if !self.links.is_killed() {
+            let outputs = self.core.flush();
+            self.carry_out(outputs);
+        }
     }
 }
 

@@ -316,7 +316,8 @@ impl<T> Mailbox<T> {
     }
 
     /// Returns when the taker sleeps.
-    #[cfg(all(test, not(shuttle)))]
+    #[cfg(test)]
+    #[cfg(not(shuttle))]
     pub(crate) fn until_asleep(&self) {
         while !self.lock().asleep {
             std::thread::yield_now();
@@ -330,7 +331,8 @@ impl<T> Mailbox<T> {
     }
 }
 
-#[cfg(all(test, not(shuttle)))]
+#[cfg(test)]
+#[cfg(not(shuttle))]
 mod tests {
     use super::*;
     use std::sync::Arc;

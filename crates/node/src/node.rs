@@ -297,8 +297,7 @@ impl Node {
         if links.gate.is_open() {
             return Ok(Barrier::Passed);
         }
-        let asker = Asker::Ticket(ticket);
-        links.ask(Input::ReadBarrier(ticket), Some(asker))?;
+        links.ask(Input::ReadBarrier(ticket), Some(ticket.thread))?;
         Ok(Barrier::Waiting)
     }
 

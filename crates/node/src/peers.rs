@@ -20,8 +20,7 @@ pub enum Release {
 }
 
 /// The way to other members. Called from the member's threads, and from whichever thread takes a turn of
-/// consensus: nothing here may block, and what
-/// cannot be done is reported through [`Node`](crate::Node) or forgotten.
+/// consensus: nothing here may block, and what cannot be done is reported through [`Node`](crate::Node) or forgotten.
 pub trait Peers: Send + Sync + 'static {
     /// Takes messages, in order. One that cannot be sent is lost, which consensus allows for; the
     /// sender says so by [`Node::report_unreachable`](crate::Node::report_unreachable).

@@ -150,24 +150,23 @@ impl Links {
         if !self.proposals.admit(bytes) {
             return Err(ApiError::TooManyRequests);
         }
-        let asker = proposal.waiter.map(|waiter| waiter.asker);
-        self.ask(Input::Propose(proposal), asker)
+        let thread = match proposal.waiter.map(|waiter| waiter.asker) {
+            Some(Asker::Ticket(ticket)) => Some(ticket.thread),
+            _ => None,
+        };
+        self.ask(Input::Propose(proposal), thread)
             .inspect_err(|_| self.proposals.release(bytes))
     }
 
-    /// Leaves something for the next turn of consensus, and sees to it that there is one.
-    pub(crate) fn ask(&self, input: Input, asker: Option<Asker>) -> Result<(), ApiError> {
-        let weight = u64::from(matches!(input, Input::Propose(_)));
-        let left = self.consensus.try_push_quietly(input, weight, || false);
+    /// Leaves something for the next turn of consensus, and sees to it that there is one: by the serving
+    /// thread that it comes from, if it does from one.
+    pub(crate) fn ask(&self, input: Input, thread: Option<u16>) -> Result<(), ApiError> {
+        let left = self.consensus.try_push_quietly(input, 0, || false);
         left.map_err(|refused| match refused {
             Refused::Full(_) => ApiError::TooManyRequests,
             Refused::Closed(_) => ApiError::Stopped,
         })?;
-        let takes_turn = match asker {
-            Some(Asker::Ticket(ticket)) => self.replies.asked(ticket.thread),
-            _ => false,
-        };
-        if !takes_turn {
+        if !thread.is_some_and(|thread| self.replies.asked(thread)) {
             self.consensus.wake();
         }
         Ok(())

@@ -14,6 +14,7 @@ use crate::duty::DutyEvent;
 use crate::log::LogRequest;
 use crate::mailbox::Mailbox;
 use crate::node::Workers;
+use crate::turns::Turner as _;
 use crate::{Config, Env, Error, Node, Peers, Replies, Watchers};
 
 /// What a member's threads are called where it has none.

@@ -43,7 +43,7 @@ pub(crate) trait Turner {
     fn fail(self, error: &crate::Error);
 
     /// Nothing more will come.
-    fn finish(self);
+    fn finish(&mut self);
 }
 
 /// Somebody who is given turns, behind a lock, and the mailbox before it.
@@ -110,7 +110,7 @@ impl<T: Turner> Turns<T> {
         }
         // Whoever is in the middle of the last turn ends it first.
         let turner = self.lock().turner.take();
-        if let Some(turner) = turner {
+        if let Some(mut turner) = turner {
             turner.finish();
         }
     }
@@ -147,7 +147,9 @@ fn broken() -> ! {
     panic!("a turn of consensus has panicked on another thread")
 }
 
-#[cfg(all(test, shuttle))]
+#[cfg(test)]
+#[cfg(shuttle)]
 mod interleave;
-#[cfg(all(test, not(shuttle)))]
+#[cfg(test)]
+#[cfg(not(shuttle))]
 mod tests;

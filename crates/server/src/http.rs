@@ -62,7 +62,11 @@ impl Handle for State {
         let turns = AbortOnDropHandle::new(tokio::spawn(turns));
         tokio::join!(
             descriptors,
-            async { drop(turns.await) },
+            async {
+                turns
+                    .await
+                    .expect("it ends only by a panic, which goes on here")
+            },
             self.tickets.deliveries(thread),
             self.watching.run(thread, self)
         );

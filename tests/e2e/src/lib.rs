@@ -6,9 +6,11 @@
 use std::path::PathBuf;
 
 mod certificates;
+mod metrics;
 
 pub use certificates::{Authority, Names};
 pub use keelson_harness::{Exit, Launch, Process, ProcessCluster, patient};
+pub use metrics::{counted, metrics};
 
 /// Names the program to test.
 pub const BINARY: &str = "KEELSON_E2E_BINARY";

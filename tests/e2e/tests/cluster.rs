@@ -2,11 +2,10 @@
 //! clients go on meanwhile.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
 use std::time::Duration;
 
 use keelson_client::{ApiError, Client, Error, Get, LeaseState, Put, Watch, Watcher};
+use keelson_e2e::counted;
 use keelson_harness::{TestCluster, wait};
 use keelson_server::config::Config;
 
@@ -336,18 +335,12 @@ async fn a_member_that_was_away_for_long_gets_a_snapshot() {
 
 /// How many calls of a method a member has begun with.
 fn begun(cluster: &TestCluster, number: usize, method: &str) -> u64 {
-    let url = cluster.client_url(number);
-    let mut socket = TcpStream::connect(url.trim_start_matches("http://")).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    let request = "GET /metrics HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n";
-    socket.write_all(request.as_bytes()).unwrap();
-    let mut answer = String::new();
-    socket.read_to_string(&mut answer).unwrap();
-    let method = format!("grpc_method=\"{method}\"");
-    let mut lines = answer.lines();
-    let line =
-        lines.find(|line| line.starts_with("grpc_server_started_total{") && line.contains(&method));
-    line.map_or(0, |line| line.rsplit(' ').next().unwrap().parse().unwrap())
+    counted(
+        &cluster.client_url(number),
+        "grpc_server_started_total",
+        method,
+    )
+    .unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

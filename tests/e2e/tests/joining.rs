@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use keelson_client::{Client, Get, Put};
-use keelson_e2e::{Launch, ProcessCluster, launch};
+use keelson_e2e::{Launch, ProcessCluster, launch, metrics};
 use keelson_harness::{DiskState, Part, TestCluster, wait};
 use keelson_proto::ids::{MemberId, Term};
 use keelson_proto::message::{Message, MessageKind};
@@ -246,13 +246,7 @@ fn a_member_that_joins_answers_whoever_it_was_told_of_before_its_first_snapshot(
 
 /// The lines of a metric of a member, without its name.
 fn metric(cluster: &TestCluster, number: usize, name: &str) -> Vec<String> {
-    let url = cluster.client_url(number);
-    let mut socket = TcpStream::connect(url.trim_start_matches("http://")).unwrap();
-    socket.set_read_timeout(Some(wait::PATIENCE)).unwrap();
-    let request = "GET /metrics HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n";
-    socket.write_all(request.as_bytes()).unwrap();
-    let mut answer = String::new();
-    socket.read_to_string(&mut answer).unwrap();
+    let answer = metrics(&cluster.client_url(number)).unwrap();
     let lines = answer.lines().filter_map(|line| line.strip_prefix(name));
     lines.map(str::to_owned).collect()
 }

@@ -1,12 +1,10 @@
 //! Each work of the load generator, small, against a member: it does what it says it has done.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
-
 use keelson_bench::{Report, Spec, Work};
 use keelson_client::Get;
-use keelson_harness::{TestMember, wait};
+use keelson_e2e::counted;
+use keelson_harness::TestMember;
 
 const TOTAL: u64 = 40;
 const KEYS: u64 = 20;
@@ -98,22 +96,6 @@ async fn each_work_does_as_many_operations_as_it_is_told_and_counts_what_they_me
     assert!(left.iter().all(|kv| kv.lease == 0));
 }
 
-/// What a counter of calls has come to.
-fn counted(member: &TestMember, counter: &str, method: &str) -> u64 {
-    let mut socket = TcpStream::connect(member.client_url().trim_start_matches("http://")).unwrap();
-    socket.set_read_timeout(Some(wait::PATIENCE)).unwrap();
-    let request = "GET /metrics HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n";
-    socket.write_all(request.as_bytes()).unwrap();
-    let mut answer = String::new();
-    socket.read_to_string(&mut answer).unwrap();
-    let method = format!("grpc_method=\"{method}\"");
-    let found = |line: &&str| line.starts_with(counter) && line.contains(&method);
-    let lines = answer.lines().filter(found);
-    lines
-        .map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap() as u64)
-        .sum()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_idle_beside_a_load_is_there_before_it_begins() {
     let member = TestMember::start().unwrap();
@@ -123,7 +105,7 @@ async fn what_is_idle_beside_a_load_is_there_before_it_begins() {
     })
     .await;
     assert_eq!(put.operations, TOTAL);
-    assert_eq!(counted(&member, "grpc_server_started_total", "Watch"), 2);
-    let watchers = counted(&member, "grpc_server_msg_received_total", "Watch");
-    assert_eq!(watchers, 150);
+    let watches = |counter| counted(&member.client_url(), counter, "Watch").unwrap();
+    assert_eq!(watches("grpc_server_started_total"), 2);
+    assert_eq!(watches("grpc_server_msg_received_total"), 150);
 }

@@ -51,27 +51,19 @@ impl Told {
 
 /// Leaves out what the messages after it say as well.
 pub(super) fn spare(messages: &mut Vec<Message>) {
-    let is_append = |message: &Message| message.kind == MessageKind::App;
-    if messages.iter().filter(|message| is_append(message)).count() < 2 {
-        return;
-    }
-    let mut followed: Vec<(MemberId, Term)> = Vec::new();
-    let mut kept: Vec<Message> = Vec::with_capacity(messages.len());
-    for message in messages.drain(..).rev() {
-        if is_append(&message) {
-            let whose = (message.to, message.term);
-            let is_followed = followed.contains(&whose);
-            if is_followed && message.entries.is_empty() {
-                continue;
-            }
-            if !is_followed {
-                followed.push(whose);
-            }
+    let mut at = 0;
+    while at < messages.len() {
+        let message = &messages[at];
+        let is_append_to_it = |later: &Message| {
+            (later.kind, later.to, later.term) == (MessageKind::App, message.to, message.term)
+        };
+        let is_empty = message.kind == MessageKind::App && message.entries.is_empty();
+        if is_empty && messages[at + 1..].iter().any(is_append_to_it) {
+            messages.remove(at);
+        } else {
+            at += 1;
         }
-        kept.push(message);
     }
-    kept.reverse();
-    *messages = kept;
 }
 
 #[cfg(test)]

@@ -46,7 +46,7 @@ impl Turner for Keeper {
 
     fn fail(self, _: &crate::Error) {}
 
-    fn finish(self) {
+    fn finish(&mut self) {
         assert_eq!(self.next, self.items);
         assert!(!self.ended.swap(true, Ordering::SeqCst));
     }
