@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::grpc::splice::Body;
-use gather::Gather;
+use gather::gather;
 
 mod bare;
 mod gather;
@@ -484,16 +484,21 @@ impl<H: Handle> Service<H> {
             }
             async move { Ok::<_, Infallible>(handler.handle(origin, request).await) }
         });
-        let stream = TokioIo::new(Gather::new(stream));
+        let (stream, outlet) = gather(stream);
+        let stream = TokioIo::new(stream);
         let mut connection = pin!(self.builder.serve_connection(stream, service));
         let ended = tokio::select! {
-            ended = connection.as_mut() => ended,
+            ended = outlet.drive(connection.as_mut()) => ended,
             () = self.draining.cancelled() => {
                 connection.as_mut().graceful_shutdown();
-                connection.await
+                outlet.drive(connection).await
             }
         };
-        if let Err(error) = ended {
+        let finished = match ended {
+            Ok(()) => outlet.finish().await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = finished {
             // A client that goes away in the middle is nobody's fault.
             tracing::debug!(error = %error, "connection ended");
         }

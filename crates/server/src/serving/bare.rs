@@ -10,7 +10,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::gather::Gather;
+use super::gather::gather;
 use super::{Limits, connection_builder};
 use crate::config::Config;
 
@@ -36,8 +36,10 @@ where
         let answer = answer(request);
         async move { Ok::<_, Infallible>(answer.await) }
     });
-    let stream = TokioIo::new(Gather::new(stream));
-    connection_builder(limits)
-        .serve_connection(stream, service)
-        .await
+    let (stream, outlet) = gather(stream);
+    let stream = TokioIo::new(stream);
+    let builder = connection_builder(limits);
+    let connection = std::pin::pin!(builder.serve_connection(stream, service));
+    outlet.drive(connection).await?;
+    outlet.finish().await
 }

@@ -1,3 +1,4 @@
+use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::time::Instant;
@@ -143,6 +144,26 @@ async fn http_1_is_served_on_the_same_port() {
     assert_eq!(response.headers()["content-length"], "1");
     let body = response.into_body().collect().await.unwrap().to_bytes();
     assert_eq!(&body[..], b"0");
+    tokio::task::spawn_blocking(move || server.serving.join(Duration::ZERO))
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn who_asks_for_another_protocol_is_answered_in_this_one() {
+    let server = start(1);
+    let address = server.address;
+    let answer = tokio::task::spawn_blocking(move || {
+        let mut stream = std::net::TcpStream::connect(address).unwrap();
+        let request = "GET / HTTP/1.1\r\nHost: member\r\nConnection: close\r\nUpgrade: h2c\r\n\r\n";
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    });
+    let answer = answer.await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer:?}");
+    assert!(answer.ends_with("\r\n\r\n0"), "{answer:?}");
     tokio::task::spawn_blocking(move || server.serving.join(Duration::ZERO))
         .await
         .unwrap();
