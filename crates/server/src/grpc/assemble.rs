@@ -26,8 +26,9 @@ pub(super) const ROWS_AT_ONCE: usize = 64;
 /// Most bytes that a serving thread puts together itself.
 const BYTES_AT_ONCE: u64 = 1 << 20;
 
-/// Bytes of a piece; what a stream may hold unsent.
-const PIECE: usize = 64 << 10;
+/// Bytes of a piece; what a stream may hold unsent. Handing a piece to the pool and back costs as
+/// much as making a quarter of one.
+const PIECE: usize = 256 << 10;
 
 /// How long an answer may hold compaction back; one that is not sent by then is reset.
 const PIN_TIME_MAX: Duration = Duration::from_secs(5 * 60);
@@ -44,6 +45,8 @@ pub(super) struct Assembly {
     segments: VecDeque<Segment>,
     len: u64,
     rows: usize,
+    /// Bytes of the pieces so far, with the prefix.
+    made: u64,
     /// Keeps compaction from what is still to be read.
     pin: Option<Pin>,
     /// Called when all is read, with the time that the pieces have taken.
@@ -182,6 +185,7 @@ impl Assembly {
     fn piece(&mut self, mut out: BytesMut) -> Result<Bytes, EmitError> {
         let begun = Instant::now();
         while out.len() < PIECE && self.step(PIECE, &mut out)? {}
+        self.made += out.len() as u64;
         self.reading += begun.elapsed();
         if self.segments.is_empty()
             && let Some(read) = self.read.take()
@@ -191,8 +195,14 @@ impl Assembly {
         Ok(out.freeze())
     }
 
+    /// Room for the next piece.
+    fn room(&self) -> usize {
+        let left = (PREFIX as u64 + self.len).saturating_sub(self.made);
+        usize::try_from(left).map_or(PIECE, |left| left.min(PIECE))
+    }
+
     fn pieces(self, pool: Arc<Pool>) -> Chunks {
-        let head = splice::begin(self.len, PIECE);
+        let head = splice::begin(self.len, self.room());
         let held = Held::new(self);
         Box::pin(stream::try_unfold(
             (held, Some(head)),
@@ -213,7 +223,7 @@ impl Assembly {
                     if assembly.segments.is_empty() {
                         return Ok(None);
                     }
-                    let out = head.unwrap_or_else(|| BytesMut::with_capacity(PIECE));
+                    let out = head.unwrap_or_else(|| BytesMut::with_capacity(assembly.room()));
                     let made = pool
                         .run(PIECE as u64, move || {
                             let bytes = assembly.piece(out);

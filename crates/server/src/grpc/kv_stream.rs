@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf as _, BufMut as _, BytesMut};
 use futures_util::stream;
 use keelson_proto::rpc::etcdserverpb::range_request::{SortOrder, SortTarget};
 use keelson_proto::rpc::etcdserverpb::{RangeRequest, ResponseHeader};
@@ -38,10 +38,17 @@ struct Rest {
     aim: u64,
 }
 
+/// Room behind the rows of a message for `more` and `count`.
+const TAIL_MAX: usize = 16;
+
+/// Room before the rows of a message for what can be written only after them: the prefix, the
+/// length of the response, and a header.
+const HEAD_MAX: usize = 80;
+
 /// A chunk that has been read.
 struct Part {
-    /// The fields `kvs`, one after another.
-    rows: Bytes,
+    /// The fields `kvs`, one after another, behind [`HEAD_MAX`] bytes of room.
+    rows: BytesMut,
     /// The revision that the header of the last message shows.
     revision: i64,
     /// `more` and `count` of the last message; `None` where others follow.
@@ -141,28 +148,33 @@ impl Rest {
         let revision = self.pinned.unwrap_or(plan.revision);
         let (more, rows) = (plan.more, plan.rows());
         let count = i64::try_from(plan.count).unwrap_or(i64::MAX);
-        let mut out = BytesMut::with_capacity(usize::try_from(plan.body_len()).unwrap_or(0));
+        let body_len = usize::try_from(plan.body_len()).unwrap_or(0);
+        let mut out = BytesMut::with_capacity(HEAD_MAX + body_len + TAIL_MAX);
+        out.put_bytes(0, HEAD_MAX);
         let mut emitter = plan.into_unpinned_emitter(Arc::clone(shared));
         while let Progress::More = emitter.next_rows(usize::MAX, &mut out).map_err(status_of)? {}
-        let body = out.freeze();
-        let last_key = last_key(&body);
+        let len = out.len() - HEAD_MAX;
         let sent_before = self.sent;
         self.sent += i64::try_from(rows).unwrap_or(i64::MAX);
         let enough = limit > 0 && self.sent >= limit;
-        let next_key = last_key.filter(|_| more && !enough && !counting);
+        let next_key = last_key(&out[HEAD_MAX..])
+            .filter(|_| more && !enough && !counting)
+            .map(|last| {
+                let mut key = BytesMut::with_capacity(last.len() + 1);
+                key.extend_from_slice(last);
+                key.extend_from_slice(&[0]);
+                key.freeze()
+            });
         let part = Part {
-            rows: body.clone(),
+            rows: out,
             revision,
             last: next_key
                 .is_none()
                 .then(|| (more, sent_before.saturating_add(count))),
         };
-        let rest = next_key.map(|last| {
-            self.grow(body.len() as u64);
-            let mut key = BytesMut::with_capacity(last.len() + 1);
-            key.extend_from_slice(&last);
-            key.extend_from_slice(&[0]);
-            self.request.key = key.freeze();
+        let rest = next_key.map(|key| {
+            self.grow(len as u64);
+            self.request.key = key;
             self
         });
         Ok((part, rest))
@@ -179,15 +191,14 @@ impl Rest {
 }
 
 /// The key of the last of these rows.
-fn last_key(rows: &Bytes) -> Option<Bytes> {
-    let mut rest: &[u8] = rows;
+fn last_key(mut rows: &[u8]) -> Option<&[u8]> {
     let mut last = None;
-    while let Ok((2, WireType::LengthDelimited)) = decode_key(&mut rest) {
-        last = Some(take(&mut rest)?);
+    while let Ok((2, WireType::LengthDelimited)) = decode_key(&mut rows) {
+        last = Some(take(&mut rows)?);
     }
     let mut row = last?;
     match decode_key(&mut row) {
-        Ok((1, WireType::LengthDelimited)) => take(&mut row).map(|key| rows.slice_ref(key)),
+        Ok((1, WireType::LengthDelimited)) => take(&mut row),
         _ => None,
     }
 }
@@ -200,27 +211,33 @@ fn take<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
 }
 
 fn message(call: &Call, part: Part) -> Framed {
-    let head: Option<ResponseHeader> = part.last.map(|_| call.header(part.revision));
+    let header = part.last.map(|_| call.header(part.revision));
+    frame(header.as_ref(), part)
+}
+
+/// Puts the head of a message before its rows, and the tail behind them.
+fn frame(header: Option<&ResponseHeader>, part: Part) -> Framed {
     let (more, count) = part.last.unwrap_or_default();
-    let inner = head.as_ref().map_or(0, splice::header_len)
-        + part.rows.len() as u64
-        + splice::int_len(3, i64::from(more))
-        + splice::int_len(4, count);
-    let len = splice::bytes_len(1, inner);
-    let mut out = splice::begin(len, usize::try_from(len).unwrap_or(0));
-    splice::put_len(1, inner, &mut out);
-    if let Some(head) = &head {
-        splice::put_message(1, head, &mut out);
-    }
-    out.extend_from_slice(&part.rows);
+    let mut out = part.rows;
     splice::put_int(3, i64::from(more), &mut out);
     splice::put_int(4, count, &mut out);
+    let inner = header.map_or(0, splice::header_len) + (out.len() - HEAD_MAX) as u64;
+    let mut head = splice::begin(splice::bytes_len(1, inner), HEAD_MAX - splice::PREFIX);
+    splice::put_len(1, inner, &mut head);
+    if let Some(header) = header {
+        splice::put_message(1, header, &mut head);
+    }
+    let unused = HEAD_MAX
+        .checked_sub(head.len())
+        .expect("a header of four integers is shorter than the room for it");
+    out[unused..HEAD_MAX].copy_from_slice(&head);
+    out.advance(unused);
     Framed::finished(out)
 }
 
 #[cfg(test)]
 mod tests {
-    use keelson_proto::rpc::etcdserverpb::RangeResponse;
+    use keelson_proto::rpc::etcdserverpb::{RangeResponse, RangeStreamResponse};
     use keelson_proto::rpc::mvccpb::KeyValue;
     use prost::Message as _;
 
@@ -237,10 +254,30 @@ mod tests {
             kvs: vec![kv("a"), kv("bb")],
             ..RangeResponse::default()
         };
-        assert_eq!(
-            last_key(&rows.encode_to_vec().into()).as_deref(),
-            Some(&b"bb"[..])
-        );
-        assert_eq!(last_key(&Bytes::new()), None);
+        assert_eq!(last_key(&rows.encode_to_vec()), Some(&b"bb"[..]));
+        assert_eq!(last_key(&[]), None);
+    }
+
+    #[test]
+    fn the_largest_head_fits_before_the_rows() {
+        let header = ResponseHeader {
+            cluster_id: u64::MAX,
+            member_id: u64::MAX,
+            revision: i64::MIN,
+            raft_term: u64::MAX,
+        };
+        let mut rows = BytesMut::zeroed(HEAD_MAX);
+        rows.extend_from_slice(&[0x12, 3, 0x0a, 1, b'a']);
+        let part = Part {
+            rows,
+            revision: i64::MIN,
+            last: Some((true, i64::MIN)),
+        };
+        let message = frame(Some(&header), part).into_message();
+        let decoded = RangeStreamResponse::decode(message).unwrap();
+        let range = decoded.range_response.unwrap();
+        assert_eq!(range.header, Some(header));
+        assert_eq!(range.kvs[0].key, "a");
+        assert_eq!((range.more, range.count), (true, i64::MIN));
     }
 }
