@@ -1,6 +1,7 @@
-//! The apply thread: the only one that changes the store.
+//! Apply: the only one that changes the store.
 //!
-//! An [`Applier`] is what it does, a turn at a time. It takes all that waits. Answers of a batch leave
+//! An [`Applier`] is given turns, by a thread of its own and, where they are short, by others
+//! (`seats.rs`). A turn takes all that waits. Answers of a batch leave
 //! in one parcel a serving thread (`answers.rs`), its events in one, and consensus hears of it once.
 //! What an entry asks of the rest of the member is in `effect.rs`, a snapshot of the leader in
 //! `install.rs`. Segments are sealed here, between entries, and handed to the commit thread;
@@ -19,8 +20,9 @@ use keelson_store::{Answer, Effect, Outcome, Slice, Store};
 use crate::commit::CommitRequest;
 use crate::core::Input;
 use crate::links::Links;
-use crate::mailbox::{Refused, Taken};
+use crate::mailbox::Refused;
 use crate::ticket::Waiter;
+use crate::turns::Turner;
 use crate::versions::{self, Versions};
 use crate::{Error, Ticket, budget, peek};
 use answers::Answers;
@@ -31,6 +33,21 @@ mod install;
 
 /// How long a compaction waits for a reader before it looks again.
 const HELD_RETRY: Duration = Duration::from_millis(10);
+
+/// Most entries, and most bytes of them, that are applied in less time than it takes to wake a thread for
+/// it, or not much more.
+const SHORT_MAX: usize = 4;
+const SHORT_BYTES_MAX: usize = 16 << 10;
+
+/// How long it is left alone at most. Not longer than the age of a segment: whoever takes the turn in which
+/// that begins to count leaves the own thread asleep.
+const PATIENCE_MAX: Duration = Duration::from_millis(budget::TAIL_SEGMENT_AGE_MILLIS);
+
+/// Whether these are applied in a short turn: a few plain puts and nothing else.
+pub(crate) fn is_short(entries: &[Entry]) -> bool {
+    let bytes: usize = entries.iter().map(|entry| entry.data.len()).sum();
+    entries.len() <= SHORT_MAX && bytes <= SHORT_BYTES_MAX && entries.iter().all(peek::is_plain_put)
+}
 
 /// Work for apply.
 #[derive(Debug)]
@@ -69,7 +86,7 @@ impl ApplyRequest {
     }
 }
 
-/// What the thread starts with.
+/// What is given turns.
 pub(crate) struct Applier {
     links: Arc<Links>,
     store: Store,
@@ -106,7 +123,8 @@ pub(crate) struct Applier {
 enum SliceState {
     Idle,
     More,
-    Held,
+    /// To be looked at again then.
+    Held(Duration),
 }
 
 impl Applier {
@@ -159,39 +177,14 @@ impl Applier {
         self.may_wait = false;
     }
 
-    /// Runs until the mailbox is closed and empty, and seals what is left.
-    pub(crate) fn run(mut self) {
-        if let Err(error) = self.work() {
-            self.links.fail(&error);
-        }
-    }
-
-    fn work(&mut self) -> Result<(), Error> {
-        let mut requests = Vec::new();
-        loop {
-            let patience = self.patience();
-            if self.links.clone().apply.take(&mut requests, patience) == Taken::Closed {
-                break;
-            }
-            self.turn(&mut requests)?;
-        }
-        self.finish();
-        Ok(())
-    }
-
-    /// Carries out what came, and what is due by itself.
-    pub(crate) fn turn(&mut self, requests: &mut Vec<ApplyRequest>) -> Result<(), Error> {
-        if !requests.is_empty() {
-            for request in requests.drain(..) {
-                self.carry_out(request)?;
-            }
-            self.finish_batch();
-        }
-        if self.is_old() || self.seal_now {
-            self.seal(Vec::new());
-        }
-        self.prune();
-        Ok(())
+    /// Whether a turn for a few puts would be short now: there is nothing else to do, and it would not
+    /// have to wait, even if it were to seal twice: by size, and because so many entries were applied.
+    pub(crate) fn is_short_now(&self) -> bool {
+        self.slice == SliceState::Idle
+            && self.installing.is_none()
+            && !self.seal_now
+            && !self.is_old()
+            && self.links.commit.would_take(2)
     }
 
     /// Whether so much waits for the commit thread that a turn could have to.
@@ -201,35 +194,18 @@ impl Applier {
 
     /// When a turn is due even if nothing comes.
     pub(crate) fn next(&self) -> Option<Duration> {
-        self.patience().map(|patience| self.now() + patience)
-    }
-
-    /// After the last turn.
-    pub(crate) fn finish(&mut self) {
-        if !self.links.is_killed() {
-            self.finish_batch();
-            self.release_all();
-            if self.installing.is_none() {
-                self.seal(Vec::new());
-            }
+        if self.seal_now {
+            return Some(self.now());
+        }
+        match self.slice {
+            SliceState::More => Some(self.now()),
+            SliceState::Held(at) => Some(self.seal_at.map_or(at, |seal_at| seal_at.min(at))),
+            SliceState::Idle => self.seal_at,
         }
     }
 
     fn now(&self) -> Duration {
         self.links.env.clock.now()
-    }
-
-    /// How long to wait for work.
-    fn patience(&self) -> Option<Duration> {
-        if self.seal_now {
-            return Some(Duration::ZERO);
-        }
-        let until_seal = self.seal_at.map(|at| at.saturating_sub(self.now()));
-        match self.slice {
-            SliceState::More => Some(Duration::ZERO),
-            SliceState::Held => Some(until_seal.map_or(HELD_RETRY, |until| until.min(HELD_RETRY))),
-            SliceState::Idle => until_seal,
-        }
     }
 
     fn is_old(&self) -> bool {
@@ -476,7 +452,7 @@ impl Applier {
         let now = self.now();
         let since = *self.held_since.get_or_insert(now);
         if now.saturating_sub(since) < self.links.config.reader_patience {
-            return SliceState::Held;
+            return SliceState::Held(now + HELD_RETRY);
         }
         let readers = self.store.break_pins();
         self.held_since = None;
@@ -496,5 +472,44 @@ impl Applier {
             _ => None,
         });
         self.answers.release_all(deferred);
+    }
+}
+
+impl Turner for Applier {
+    type Input = ApplyRequest;
+
+    /// Carries out what came, and what is due by itself.
+    fn turn(&mut self, requests: &mut Vec<ApplyRequest>) -> Result<(), Error> {
+        if !requests.is_empty() {
+            for request in requests.drain(..) {
+                self.carry_out(request)?;
+            }
+            self.finish_batch();
+        }
+        if self.is_old() || self.seal_now {
+            self.seal(Vec::new());
+        }
+        self.prune();
+        Ok(())
+    }
+
+    fn patience(&self) -> Duration {
+        let next = self.next().map(|at| at.saturating_sub(self.now()));
+        next.map_or(PATIENCE_MAX, |patience| patience.min(PATIENCE_MAX))
+    }
+
+    fn fail(self, error: &Error) {
+        self.links.fail(error);
+    }
+
+    /// Seals what is left.
+    fn finish(&mut self) {
+        if !self.links.is_killed() {
+            self.finish_batch();
+            self.release_all();
+            if self.installing.is_none() {
+                self.seal(Vec::new());
+            }
+        }
     }
 }

@@ -11,7 +11,7 @@ use keelson_proto::ids::{MemberId, RequestId, Term};
 use keelson_proto::message::{Message, MessageKind};
 use keelson_raft::AnyConfChange;
 
-use crate::apply::ApplyRequest;
+use crate::apply::{self, ApplyRequest};
 use crate::beat::{Heartbeats, Start};
 use crate::checker::{CHECKER, CheckEvent};
 use crate::core::{Content, Core, Input, Outputs, Proposal};
@@ -211,11 +211,10 @@ impl Consensus {
         }
         if !outputs.apply.is_empty() {
             let weight = outputs.apply.len() as u64;
-            drop(
-                links
-                    .apply
-                    .push_always(ApplyRequest::Entries(outputs.apply), weight),
-            );
+            let long = !apply::is_short(&outputs.apply);
+            let entries = ApplyRequest::Entries(outputs.apply);
+            // What is short is seen to by whoever takes this turn, after it (`seats.rs`).
+            drop(links.apply.push_quietly(entries, weight, || long));
         }
         links.proposals.release(outputs.released_bytes);
         let mut outbox = Outbox::default();

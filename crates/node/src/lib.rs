@@ -1,9 +1,10 @@
 //! A member without sockets: the consensus loop, its threads, boot and snapshots.
 //!
 //! [`Node`] is what the serving side sees. Inside, one thread owns each thing: the log thread the
-//! write-ahead log, the apply thread the store, the commit thread the database file. The state machine of
-//! raft ([`core`]) is behind a lock: whoever has something for it takes its next turn. They talk through
-//! [`mailbox::Mailbox`]es, and a batch forms where the work waits.
+//! write-ahead log, the commit thread the database file, the apply thread the store. The state machine of
+//! raft ([`core`]) is behind a lock: whoever has something for it takes its next turn; so is the store's
+//! writer, for turns that are shorter than waking its thread. They talk through [`mailbox::Mailbox`]es, and
+//! a batch forms where the work waits.
 
 mod apply;
 mod auto_compaction;
@@ -36,6 +37,7 @@ mod propose;
 mod read;
 mod receive;
 mod replayed;
+mod seats;
 mod snapshot;
 pub mod stats;
 mod step;

@@ -9,11 +9,10 @@ use keelson_proto::entry::{ConfState, HardState, Snapshot};
 use keelson_proto::ids::LogIndex;
 use keelson_wal::{Preparer, SnapFiles, SnapshotMark, Wal};
 
-use crate::consensus::Consensus;
 use crate::core::{Append, Input};
 use crate::links::Links;
 use crate::mailbox::Taken;
-use crate::turns::Turns;
+use crate::seats::Seats;
 
 /// A sync that takes longer is worth a warning.
 const SLOW_SYNC: Duration = Duration::from_secs(1);
@@ -64,18 +63,18 @@ impl Logger {
     }
 
     /// Runs until the mailbox is closed and empty. The log is closed with it.
-    pub(crate) fn run(mut self, turns: &Turns<Consensus>) {
-        if let Err(error) = self.work(turns) {
+    pub(crate) fn run(mut self, seats: &Seats) {
+        if let Err(error) = self.work(seats) {
             self.links.fail(&error.into());
         }
     }
 
-    fn work(&mut self, turns: &Turns<Consensus>) -> Result<(), keelson_wal::Error> {
+    fn work(&mut self, seats: &Seats) -> Result<(), keelson_wal::Error> {
         let mut requests = Vec::new();
         while self.links.log.take(&mut requests, None) == Taken::Some {
             self.turn(&mut requests)?;
             // The disk does not wait for a turn while there is more to be written.
-            turns.take_unless(|| self.links.log.depth() > 0);
+            seats.take_unless(|| self.links.log.depth() > 0);
         }
         Ok(())
     }

@@ -230,6 +230,15 @@ impl<T> Mailbox<T> {
         self.hand_out(self.lock(), usize::MAX, into);
     }
 
+    /// As [`Mailbox::take_now`], but only what was left quietly: nothing where the taker is awake or has
+    /// been woken, since it is on its way to all that is there.
+    pub fn take_quiet(&self, into: &mut Vec<T>) {
+        let state = self.lock();
+        if state.asleep {
+            self.hand_out(state, usize::MAX, into);
+        }
+    }
+
     /// Waits until something is there, at most for `timeout`, and leaves it there: for a taker that has to
     /// take a lock first.
     pub fn wait(&self, timeout: Duration) -> Taken {
@@ -241,6 +250,12 @@ impl<T> Mailbox<T> {
         let state = self.lock();
         let sleeper = state.asleep && !state.items.is_empty();
         self.wake_if(sleeper, state);
+    }
+
+    /// Whether something is there for which the taker, who sleeps, was not woken.
+    pub fn is_quiet(&self) -> bool {
+        let state = self.lock();
+        state.asleep && !state.items.is_empty()
     }
 
     /// Whether nothing waits. Unlike [`Mailbox::depth`] exact: what was added before is seen.
@@ -461,6 +476,28 @@ mod tests {
         assert!(mailbox.lock().asleep);
         mailbox.wake();
         assert_eq!(thread.join().unwrap(), (Taken::Some, vec![1]));
+    }
+
+    #[test]
+    fn what_a_sleeper_was_woken_for_is_left_to_it() {
+        let mailbox = Mailbox::new(10, 10);
+        let mut items = Vec::new();
+        mailbox.push_quietly(1, 1, || false).unwrap();
+        mailbox.take_quiet(&mut items);
+        assert!(items.is_empty(), "nobody sleeps");
+        mailbox.take_now(&mut items);
+        mailbox.lock().asleep = true;
+        mailbox.push_quietly(2, 1, || false).unwrap();
+        mailbox.push_quietly(3, 1, || false).unwrap();
+        assert!(mailbox.is_quiet());
+        mailbox.take_quiet(&mut items);
+        assert_eq!(items, [1, 2, 3]);
+        assert!(!mailbox.is_quiet());
+        mailbox.push_quietly(4, 1, || false).unwrap();
+        mailbox.push_always(5, 1).unwrap();
+        assert!(!mailbox.is_quiet());
+        mailbox.take_quiet(&mut items);
+        assert_eq!(items, [1, 2, 3]);
     }
 
     #[test]

@@ -24,13 +24,14 @@ use crate::core::{Core, Input, Options};
 use crate::duty::DutyWorker;
 use crate::links::{Links, Parts};
 use crate::log::Logger;
+use crate::seats::Seats;
 use crate::snapshot::Snapshots;
 use crate::stats::Stats;
 use crate::ticket::{Asker, Outbox, Reply};
 use crate::turns::Turns;
 use crate::{Barrier, Config, Env, Error, NoPeers, Peers, Replies, Ticket, Watchers, budget};
 
-/// The stack of threads that decode no requests, in bytes.
+/// The stack of threads that decode no requests, or plain puts at most, in bytes.
 const SMALL_STACK_BYTES: usize = 2 << 20;
 
 /// How long the log is kept for a member that got a snapshot: it asks for what came meanwhile.
@@ -105,10 +106,11 @@ struct Inner {
     links: Arc<Links>,
     threads: Mutex<Threads>,
     /// Set when the threads start; a member without threads is given its turns from outside.
-    turns: OnceLock<Arc<Turns<Consensus>>>,
+    seats: OnceLock<Arc<Seats>>,
 }
 
-/// What is done, each by a thread, and consensus by whoever has something for it.
+/// What is done, each by a thread, and consensus by whoever has something for it. Short turns of apply are
+/// taken by others too.
 pub(crate) struct Workers {
     pub(crate) log: Logger,
     pub(crate) commits: Commits,
@@ -214,7 +216,7 @@ impl Node {
             inner: Arc::new(Inner {
                 links: links.clone(),
                 threads: Mutex::default(),
-                turns: OnceLock::new(),
+                seats: OnceLock::new(),
             }),
         };
         let workers = Workers::new(&links, booted)?;
@@ -232,17 +234,23 @@ impl Node {
             checker,
         } = workers;
         consensus.begin()?;
-        let mailbox = self.links().consensus.clone();
-        let turns = Arc::new(Turns::new(mailbox, consensus));
-        let turns = self.inner.turns.get_or_init(|| turns);
-        let (of_log, own) = (turns.clone(), turns.clone());
+        let links = self.links().clone();
+        let seats = Arc::new(Seats {
+            consensus: Turns::new(links.consensus.clone(), consensus),
+            apply: Turns::new(links.apply.clone(), applier),
+        });
+        let seats = self.inner.seats.get_or_init(|| seats);
+        let of_log = seats.clone();
+        let (of_apply, of_consensus) = (seats.clone(), seats.clone());
         let mut threads = self.threads();
         threads.prepare =
             Some(env.spawn("wal-prepare", SMALL_STACK_BYTES, move || preparer.run())?);
         threads.log = Some(env.spawn("log", SMALL_STACK_BYTES, move || log.run(&of_log))?);
         threads.commit = Some(env.spawn("commit", SMALL_STACK_BYTES, move || commits.run())?);
-        threads.apply = Some(env.spawn("apply", STACK_BYTES, move || applier.run())?);
-        threads.consensus = Some(env.spawn("consensus", SMALL_STACK_BYTES, move || own.run())?);
+        threads.apply = Some(env.spawn("apply", STACK_BYTES, move || of_apply.apply.run(|| {}))?);
+        threads.consensus = Some(env.spawn("consensus", SMALL_STACK_BYTES, move || {
+            of_consensus.consensus.run(|| links.apply.wake());
+        })?);
         threads.duty = Some(env.spawn("duty", SMALL_STACK_BYTES, move || duty.run())?);
         threads.check = Some(env.spawn("check", SMALL_STACK_BYTES, move || checker.run())?);
         Ok(())
@@ -302,11 +310,12 @@ impl Node {
     }
 
     /// Takes a turn of consensus for all that waits for one, unless another thread is at it, which then goes
-    /// on. Never waits for anything; for whoever said so by [`Replies::asked`], and for those who have called
+    /// on; and applies what that has committed, where it is little. Never waits for a disk, nor for work of
+    /// another thread; for whoever said so by [`Replies::asked`], and for those who have called
     /// [`Node::step_later`].
     pub fn take_turn(&self) {
-        if let Some(turns) = self.inner.turns.get() {
-            turns.take();
+        if let Some(seats) = self.inner.seats.get() {
+            seats.take();
         }
     }
 

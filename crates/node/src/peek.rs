@@ -11,6 +11,9 @@ use keelson_proto::rpc::etcdserverpb::InternalRaftRequest;
 use crate::stats::OPERATIONS;
 
 const FIELD_ID: u64 = 1;
+const FIELD_PUT: u64 = 4;
+/// Key, value, and whether the value before is wanted, which is read for the answer.
+const PLAIN_PUT: [u64; 3] = [1, 2, 4];
 const FIELD_HEADER: u64 = 100;
 const WIRE_VARINT: u64 = 0;
 const WIRE_FIXED64: u64 = 1;
@@ -54,6 +57,32 @@ pub(crate) fn operation(entry: &Entry) -> usize {
         }
     }
     unknown
+}
+
+/// Whether an entry puts a value to a key and nothing else: without a lease, and without keeping what was
+/// there, which would have to be read.
+pub(crate) fn is_plain_put(entry: &Entry) -> bool {
+    let mut data: &[u8] = &entry.data;
+    let mut has_put = false;
+    while !data.is_empty() {
+        match next_field(&mut data) {
+            Some((FIELD_PUT, (_, put))) if holds_only(put, &PLAIN_PUT) => has_put = true,
+            Some((FIELD_ID | FIELD_HEADER, _)) => {}
+            _ => return false,
+        }
+    }
+    has_put && entry.kind == EntryKind::Normal
+}
+
+/// Whether a message has no other fields than these.
+fn holds_only(mut data: &[u8], fields: &[u64]) -> bool {
+    while !data.is_empty() {
+        match next_field(&mut data) {
+            Some((number, _)) if fields.contains(&number) => {}
+            _ => return false,
+        }
+    }
+    true
 }
 
 /// The last field of a number: its value if it is a varint, its bytes if it has some.
@@ -248,6 +277,48 @@ mod tests {
         assert_eq!(name(&entry(vec![0xff; 12])), "unknown");
         let sorted = OPERATIONS[..OPERATIONS.len() - 1].is_sorted_by_key(|(field, _)| *field);
         assert!(sorted, "the fields are searched for");
+    }
+
+    #[test]
+    fn a_put_is_plain_only_where_there_is_nothing_else_to_it() {
+        let put_of = |put: PutRequest| {
+            entry(request::encode(&InternalRaftRequest {
+                id: 9,
+                put: Some(put),
+                ..InternalRaftRequest::default()
+            }))
+        };
+        assert!(is_plain_put(&put(9, 7)));
+        assert!(is_plain_put(&put_of(PutRequest {
+            key: "k".into(),
+            prev_kv: true,
+            ..PutRequest::default()
+        })));
+        for put in [
+            PutRequest {
+                lease: 1,
+                ..PutRequest::default()
+            },
+            PutRequest {
+                ignore_value: true,
+                ..PutRequest::default()
+            },
+            PutRequest {
+                ignore_lease: true,
+                ..PutRequest::default()
+            },
+        ] {
+            assert!(!is_plain_put(&put_of(put)));
+        }
+        let mut both = put(9, 7).data.to_vec();
+        both.extend_from_slice(&[0x32, 0]);
+        let cut = put(9, 7).data[..6].to_vec();
+        let none = request::encode(&InternalRaftRequest::default()).to_vec();
+        for data in [both, cut, none, vec![0xff; 9]] {
+            assert!(!is_plain_put(&entry(data)));
+        }
+        let kind = EntryKind::ConfChange;
+        assert!(!is_plain_put(&Entry { kind, ..put(9, 7) }));
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub enum Barrier {
 /// acknowledges is applied before its answer.
 ///
 /// Consensus publishes the first two, and takes the second back before a change that adds
-/// a voter is handed to raft; the apply thread publishes the third.
+/// a voter is handed to raft; apply publishes the third.
 #[derive(Debug, Default)]
 pub struct Gate {
     /// The term in which this member leads; 0 while it does not.

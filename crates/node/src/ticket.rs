@@ -72,7 +72,7 @@ pub trait Replies: Send + Sync + 'static {
     }
 }
 
-/// Is told what apply has done, beside the answers. Called on the apply thread; must not block.
+/// Is told what apply has done, beside the answers. Called by whoever takes a turn of apply; must not block.
 pub trait Watchers: Send + Sync + 'static {
     /// The records that a batch made.
     fn events(&self, batch: EventRange);

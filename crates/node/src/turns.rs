@@ -1,10 +1,9 @@
-//! Who gives consensus its turns: whoever has something for it takes the next one itself.
+//! Turns that are taken by whoever has something for them.
 //!
-//! A turn is short and never waits, so to wake a thread for it costs more than the turn. Whoever has left
-//! something in the mailbox takes a turn for all that waits there: a serving thread for the requests that
-//! it has read, the peers' thread for their messages, the log's thread for a write that is on the disk. A
-//! thread of its own ([`Turns::run`]) keeps the beat, and sees to what comes from those who cannot wait for
-//! a turn. It alone waits for the lock.
+//! To wake a thread for a turn that is short and never waits costs more than the turn. Whoever has left
+//! something in the mailbox takes a turn for all that waits there. A thread of its own ([`Turns::run`])
+//! keeps the beat, and sees to what comes from those who cannot wait for a turn, and to turns that may be
+//! long. It alone waits for the lock. Who takes turns of what is in `seats.rs`.
 //!
 //! 1. One turn at a time, under the lock. What waits is taken out under it too, so it is handled in the
 //!    order in which it came.
@@ -15,6 +14,9 @@
 //!    publishes (`Links::awaits_apply`).
 //! 3. Nobody turns for others without end: after [`TURNS_MAX`] the own thread is woken to go on.
 //! 4. After a turn that failed, and after the end, there are no more.
+//! 5. Where only some turns are short, what they are for is left quietly, all else wakes the own thread.
+//!    Others [`help`](Turns::help) with what the own thread was not woken for, and with nothing else: both
+//!    are told apart under the mailbox's lock.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -72,15 +74,10 @@ impl<T: Turner> Turns<T> {
     }
 
     /// Sees to it that what waits gets its turn: takes it, unless somebody else is at it, who then goes
-    /// on.
+    /// on. `is_busy` is asked before each turn: whoever has better things to do leaves it to the own
+    /// thread.
     ///
     /// To be called after something was added quietly, on a thread that may spend a few turns' time.
-    pub(crate) fn take(&self) {
-        self.take_unless(|| false);
-    }
-
-    /// As [`Turns::take`], by somebody who may have better things to do: asked before each turn, and then
-    /// the own thread takes it.
     pub(crate) fn take_unless(&self, is_busy: impl Fn() -> bool) {
         for _ in 0..TURNS_MAX {
             if self.mailbox.is_empty() {
@@ -98,8 +95,29 @@ impl<T: Turner> Turns<T> {
         self.mailbox.wake();
     }
 
-    /// Keeps the beat until the mailbox is closed and empty.
-    pub(crate) fn run(&self) {
+    /// Takes one turn for what was left quietly while the own thread sleeps, where the turner agrees to be
+    /// turned by others now; else, and for what comes meanwhile, wakes that thread.
+    pub(crate) fn help(&self, agrees: impl FnOnce(&T) -> bool) {
+        if !self.mailbox.is_quiet() {
+            return;
+        }
+        match self.seat.try_lock() {
+            Ok(mut seat) => {
+                let Seat { turner, inputs } = &mut *seat;
+                if turner.as_ref().is_some_and(agrees) {
+                    self.mailbox.take_quiet(inputs);
+                    self.turn_for_inputs(seat);
+                }
+            }
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Poisoned(_)) => broken(),
+        }
+        self.mailbox.wake();
+    }
+
+    /// Keeps the beat until the mailbox is closed and empty. `after` is called after each turn, without
+    /// the lock.
+    pub(crate) fn run(&self, after: impl Fn()) {
         loop {
             let patience = self.lock().turner.as_ref().map(T::patience);
             let Some(patience) = patience else { return };
@@ -107,6 +125,7 @@ impl<T: Turner> Turns<T> {
                 break;
             }
             self.turn(self.lock());
+            after();
         }
         // Whoever is in the middle of the last turn ends it first.
         let turner = self.lock().turner.take();
@@ -121,9 +140,16 @@ impl<T: Turner> Turns<T> {
 
     /// One turn for all that waits, and lets go of the lock.
     fn turn(&self, mut seat: MutexGuard<'_, Seat<T>>) {
+        if seat.turner.is_some() {
+            self.mailbox.take_now(&mut seat.inputs);
+            self.turn_for_inputs(seat);
+        }
+    }
+
+    /// One turn for what was taken out, and lets go of the lock.
+    fn turn_for_inputs(&self, mut seat: MutexGuard<'_, Seat<T>>) {
         let Seat { turner, inputs } = &mut *seat;
         let Some(current) = turner else { return };
-        self.mailbox.take_now(inputs);
         // What was waited for may have been taken along by another thread.
         if inputs.is_empty() && !current.patience().is_zero() {
             return;
@@ -144,7 +170,7 @@ impl<T: Turner> Turns<T> {
     reason = "there is nothing to go on with, and the other panic was told"
 )]
 fn broken() -> ! {
-    panic!("a turn of consensus has panicked on another thread")
+    panic!("a turn has panicked on another thread")
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The replicated state, owned by the apply thread.
+//! The replicated state, which apply alone changes.
 
 use std::sync::Arc;
 

@@ -61,6 +61,8 @@ enum Sender {
     Wakes,
     /// Quietly, unless it sees that it must not.
     Looks,
+    /// Quietly, and helps; every other time the turner does not agree.
+    Helps,
 }
 
 /// Each sender adds so many.
@@ -77,21 +79,23 @@ fn run(senders: [(Sender, usize); SENDERS]) {
     let turns = Arc::new(Turns::new(mailbox, keeper));
     let own = {
         let turns = turns.clone();
-        thread::spawn(move || turns.run())
+        thread::spawn(move || turns.run(|| {}))
     };
     let send = |(number, (sender, items)): (usize, (Sender, usize))| {
         let (turns, wants) = (turns.clone(), wants.clone());
         thread::spawn(move || {
             for item in 0..items {
                 let wake = || match sender {
-                    Sender::Turns => false,
+                    Sender::Turns | Sender::Helps => false,
                     Sender::Wakes => true,
                     Sender::Looks => wants.load(Ordering::SeqCst),
                 };
                 let added = turns.mailbox.push_quietly((number, item), 0, wake);
                 assert_eq!(added, Ok(()));
-                if matches!(sender, Sender::Turns) {
-                    turns.take();
+                match sender {
+                    Sender::Turns => turns.take_unless(|| false),
+                    Sender::Helps => turns.help(|_| item % 2 == 0),
+                    Sender::Wakes | Sender::Looks => {}
                 }
             }
         })
@@ -100,7 +104,7 @@ fn run(senders: [(Sender, usize); SENDERS]) {
     for thread in threads.into_iter().chain([own]) {
         assert!(thread.join().is_ok());
     }
-    turns.take();
+    turns.take_unless(|| false);
     assert!(turns.lock().turner.is_none());
 }
 
@@ -112,6 +116,10 @@ fn one_of_each() {
     run([(Sender::Turns, 3), (Sender::Wakes, 3), (Sender::Looks, 0)]);
 }
 
+fn those_who_help() {
+    run([(Sender::Helps, 3), (Sender::Helps, 3), (Sender::Wakes, 2)]);
+}
+
 /// Without the look after a turn, what was added before the turn said that it is wanted would be left lying.
 fn one_that_looks_too_early() {
     run([(Sender::Turns, 1), (Sender::Turns, 0), (Sender::Looks, 1)]);
@@ -119,14 +127,24 @@ fn one_that_looks_too_early() {
 
 #[test]
 fn nothing_is_left_lying_or_handled_out_of_its_order() {
-    for scenario in [those_who_turn, one_of_each, one_that_looks_too_early] {
+    for scenario in [
+        those_who_turn,
+        one_of_each,
+        those_who_help,
+        one_that_looks_too_early,
+    ] {
         shuttle::check_random(scenario, SCHEDULES);
     }
 }
 
 #[test]
 fn nor_where_few_switches_of_threads_are_chosen_badly() {
-    for scenario in [those_who_turn, one_of_each, one_that_looks_too_early] {
+    for scenario in [
+        those_who_turn,
+        one_of_each,
+        those_who_help,
+        one_that_looks_too_early,
+    ] {
         shuttle::check_pct(scenario, SCHEDULES, 3);
     }
 }

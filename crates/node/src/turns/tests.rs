@@ -71,7 +71,7 @@ fn keeper(adjust: impl FnOnce(&mut Keeper)) -> (Arc<Turns<Keeper>>, Ended) {
 fn run(turns: &Arc<Turns<Keeper>>) -> JoinHandle<()> {
     let turns = turns.clone();
     let builder = std::thread::Builder::new();
-    builder.spawn(move || turns.run()).unwrap()
+    builder.spawn(move || turns.run(|| {})).unwrap()
 }
 
 fn until_empty(turns: &Turns<Keeper>) {
@@ -96,7 +96,7 @@ fn count(turns: &Turns<Keeper>) -> usize {
 fn what_comes_in_the_middle_of_a_turn_is_taken_by_whoever_took_that_turn() {
     let (turns, _ended) = keeper(|keeper| keeper.adds = TURNS_MAX - 1);
     turns.mailbox.push_quietly(1, 0, || false).unwrap();
-    turns.take();
+    turns.take_unless(|| false);
     assert!(turns.mailbox.is_empty());
     assert_eq!(count(&turns), TURNS_MAX);
 }
@@ -107,7 +107,7 @@ fn after_some_turns_the_own_thread_is_woken_to_go_on() {
     let own = run(&turns);
     turns.mailbox.until_asleep();
     turns.mailbox.push_quietly(1, 0, || false).unwrap();
-    turns.take();
+    turns.take_unless(|| false);
     until_empty(&turns);
     turns.mailbox.close();
     own.join().unwrap();
@@ -149,10 +149,10 @@ fn who_finds_the_lock_held_does_not_wait_for_it() {
     let (turns, _ended) = keeper(|_| {});
     let held = turns.lock();
     turns.mailbox.push_quietly(1, 0, || false).unwrap();
-    turns.take();
+    turns.take_unless(|| false);
     assert!(!turns.mailbox.is_empty());
     drop(held);
-    turns.take();
+    turns.take_unless(|| false);
     assert!(turns.mailbox.is_empty());
 }
 
@@ -173,10 +173,10 @@ fn a_turn_that_fails_is_the_last_one() {
         keeper.patience = Duration::ZERO;
     });
     turns.mailbox.push_quietly(1, 0, || false).unwrap();
-    turns.take();
+    turns.take_unless(|| false);
     assert_eq!(ended.recv().unwrap(), (vec![1], "failed"));
     turns.turn(turns.lock());
-    turns.run();
+    turns.run(|| {});
     assert!(
         ended.recv().is_err(),
         "it neither turned nor ended once more"
@@ -187,8 +187,69 @@ fn a_turn_that_fails_is_the_last_one() {
 fn there_is_no_turn_after_the_end() {
     let (turns, ended) = keeper(|keeper| keeper.patience = Duration::ZERO);
     turns.mailbox.close();
-    turns.run();
+    turns.run(|| {});
     assert_eq!(ended.recv().unwrap(), (vec![], "finished"));
     turns.turn(turns.lock());
     assert!(turns.lock().turner.is_none());
+}
+
+/// Sends the own thread to sleep, and leaves something quietly.
+fn sleeping(adjust: impl FnOnce(&mut Keeper)) -> (Arc<Turns<Keeper>>, Ended, JoinHandle<()>) {
+    let (turns, ended) = keeper(adjust);
+    let own = run(&turns);
+    turns.mailbox.until_asleep();
+    turns.mailbox.push_quietly(1, 0, || false).unwrap();
+    (turns, ended, own)
+}
+
+#[test]
+fn a_helper_takes_what_was_left_quietly_and_leaves_the_own_thread_asleep() {
+    let (turns, ended, own) = sleeping(|_| {});
+    turns.help(|_| true);
+    assert!(turns.mailbox.is_empty());
+    assert_eq!(count(&turns), 1);
+    turns.help(|_| panic!("there is nothing to help with"));
+    turns.mailbox.close();
+    own.join().unwrap();
+    assert_eq!(ended.recv().unwrap(), (vec![1], "finished"));
+}
+
+#[test]
+fn a_helper_takes_one_turn_and_has_the_own_thread_woken_for_what_came_meanwhile() {
+    let (turns, ended, own) = sleeping(|keeper| keeper.adds = 1);
+    turns.help(|_| true);
+    until_empty(&turns);
+    turns.mailbox.close();
+    own.join().unwrap();
+    assert_eq!(ended.recv().unwrap(), (vec![1, 9], "finished"));
+}
+
+#[test]
+fn where_the_turner_does_not_agree_the_own_thread_is_woken() {
+    let (turns, ended, own) = sleeping(|_| {});
+    turns.help(|_| false);
+    until_empty(&turns);
+    turns.mailbox.close();
+    own.join().unwrap();
+    assert_eq!(ended.recv().unwrap(), (vec![1], "finished"));
+}
+
+#[test]
+fn a_helper_that_finds_the_lock_held_has_the_own_thread_woken() {
+    let (turns, ended, own) = sleeping(|_| {});
+    let held = turns.lock();
+    turns.help(|_| panic!("it is somebody else's turn"));
+    drop(held);
+    until_empty(&turns);
+    turns.mailbox.close();
+    own.join().unwrap();
+    assert_eq!(ended.recv().unwrap(), (vec![1], "finished"));
+}
+
+#[test]
+fn nobody_helps_with_what_the_own_thread_was_woken_for() {
+    let (turns, _ended) = keeper(|_| {});
+    turns.mailbox.push_always(1, 0).unwrap();
+    turns.help(|_| panic!("the own thread is awake"));
+    assert!(!turns.mailbox.is_empty());
 }

@@ -9,6 +9,7 @@ mod faults;
 mod lives;
 mod pasts;
 mod rig;
+mod seats;
 mod snapshots;
 mod stepped;
 mod syncs;

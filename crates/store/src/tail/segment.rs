@@ -22,7 +22,7 @@ pub struct Record {
 /// Invariants:
 /// 1. main revisions are dense: that of `starts[i]` is `first + i`;
 /// 2. each main revision has at least one record, its sub revisions are dense from 0;
-/// 3. only the apply thread appends; what was appended never changes.
+/// 3. only apply appends; what was appended never changes.
 #[derive(Debug)]
 pub struct Segment {
     first: i64,
