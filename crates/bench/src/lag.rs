@@ -2,16 +2,21 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use keelson_client::etcdserverpb::WatchCreateRequest;
 use keelson_client::{Client, Put, Watch};
 use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
 
 use crate::load::{Data, Schedule};
 
 /// Writes at a time while the history is made.
 const LANES: u64 = 256;
+
+/// How often a watcher that stays away looks whether the run is over.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Where the history begins, and which watchers read it.
 #[derive(Clone, Copy, Debug)]
@@ -73,11 +78,13 @@ async fn write(
     Ok(lowest)
 }
 
-/// Watchers that catch up, until the schedule has ended; counts how often.
+/// Watchers that catch up, each again so long after it came before or when it has caught up, until the
+/// schedule has ended; counts how often.
 pub(crate) fn spawn(
     clients: &[Client],
     data: &Data,
     past: Past,
+    every: Duration,
     schedule: &Arc<Schedule>,
 ) -> JoinSet<anyhow::Result<u64>> {
     let mut watchers = JoinSet::new();
@@ -87,9 +94,13 @@ pub(crate) fn spawn(
         watchers.spawn(async move {
             let mut times = 0;
             while !schedule.has_ended() {
+                let again = Instant::now() + every;
                 let watch = Watch::key(data.key(number % data.keys)).start_revision(past.begin);
                 catch_up(&client, watch.into(), past.end).await?;
                 times += 1;
+                while !schedule.has_ended() && Instant::now() < again {
+                    sleep_until(again.min(Instant::now() + LOOK_AGAIN)).await;
+                }
             }
             Ok(times)
         });

@@ -62,8 +62,13 @@ async fn load(spec: &Spec) -> anyhow::Result<Report> {
         _ => None,
     };
     let past = match spec.work {
-        Work::Lag { watchers, behind } => {
-            Some(lag::prepare(&clients, &data, watchers, behind).await?)
+        Work::Lag {
+            watchers,
+            behind,
+            every,
+        } => {
+            let past = lag::prepare(&clients, &data, watchers, behind).await?;
+            Some((past, every))
         }
         _ => None,
     };
@@ -149,12 +154,12 @@ async fn operate(
     clients: &[Client],
     data: &Data,
     workers: Vec<Worker>,
-    past: Option<Past>,
+    past: Option<(Past, Duration)>,
     start: Instant,
 ) -> anyhow::Result<Tally> {
     let schedule = Arc::new(Schedule::new(spec, start));
     let _interrupt = stop_when_interrupted(&schedule);
-    let lagging = past.map(|past| lag::spawn(clients, data, past, &schedule));
+    let lagging = past.map(|(past, every)| lag::spawn(clients, data, past, every, &schedule));
     let mut running = JoinSet::new();
     for worker in workers {
         running.spawn(turns(worker, Arc::clone(&schedule)));

@@ -63,6 +63,9 @@ pub enum Work {
         watchers: usize,
         /// Revisions that they are behind whenever they come.
         behind: u64,
+        /// How long after it came each of them comes again, if it has caught up by then; with zero as soon
+        /// as it has.
+        every: Duration,
     },
     /// Writes that watchers see; an operation is an event at a watcher.
     Watch {
@@ -203,7 +206,10 @@ impl Spec {
         if let Work::Mixed { writes } = self.work {
             within("writes", writes, 0, 100)?;
         }
-        if let Work::Lag { watchers, behind } = self.work {
+        if let Work::Lag {
+            watchers, behind, ..
+        } = self.work
+        {
             let keys = usize::try_from(self.keys).unwrap_or(usize::MAX);
             within("watchers", watchers, 1, keys.min(WATCHERS_MAX))?;
             within("behind", behind, 1, KEYS_MAX)?;

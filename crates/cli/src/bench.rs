@@ -54,7 +54,14 @@ pub fn command() -> Command {
                 "Write single keys beside watchers that come again and again from far behind",
             ))
             .arg(number("watchers", "Watchers, each of one key").default_value("10"))
-            .arg(number("behind", "Revisions that they are behind").default_value("100000")),
+            .arg(number("behind", "Revisions that they are behind").default_value("100000"))
+            .arg(
+                number(
+                    "every",
+                    "Milliseconds after which each of them comes again; with 0 when it has caught up",
+                )
+                .default_value("0"),
+            ),
         )
         .subcommand(
             common(Command::new("watch").about("Write keys that many watchers see"))
@@ -204,6 +211,7 @@ fn spec(name: &str, matches: &ArgMatches) -> anyhow::Result<Spec> {
         "lag" => Work::Lag {
             watchers: size("watchers")?,
             behind: or_zero("behind"),
+            every: Duration::from_millis(or_zero("every")),
         },
         _ => Work::Watch {
             watchers: size("watchers")?,

@@ -1,6 +1,8 @@
 //! Each work of the load generator, small, against a member: it does what it says it has done.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+use std::time::Duration;
+
 use keelson_bench::{Report, Spec, Work};
 use keelson_client::Get;
 use keelson_e2e::counted;
@@ -79,12 +81,16 @@ async fn each_work_does_as_many_operations_as_it_is_told_and_counts_what_they_me
     let watch = run(&member, watch).await;
     assert_eq!((watch.operations, watch.items), (5 * TOTAL, TOTAL));
 
-    let lag = Work::Lag {
+    let lag = |every| Work::Lag {
         watchers: 4,
         behind: 100,
+        every,
     };
-    let lag = run(&member, lag).await;
-    assert_eq!(lag.operations, TOTAL);
+    let again = run(&member, lag(Duration::ZERO)).await;
+    assert_eq!(again.operations, TOTAL);
+    let once = run(&member, lag(Duration::from_secs(3600))).await;
+    assert_eq!(once.operations, TOTAL);
+    assert!(once.items <= 4, "they came more than once: {}", once.items);
 
     let keep_alive = run(&member, Work::KeepAlive).await;
     assert_eq!((keep_alive.operations, keep_alive.items), (TOTAL, TOTAL));
