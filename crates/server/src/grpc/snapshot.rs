@@ -1,12 +1,13 @@
 //! The snapshot: the file as of a commit that holds everything applied before the call, then its
 //! SHA-256.
 //!
-//! Each piece is read on the reader pool when HTTP/2 has room for it, so a slow client holds a read
-//! transaction and one piece of memory, and nothing else.
+//! Each piece, of some messages, is read on the reader pool when HTTP/2 has room for it, so a slow client
+//! holds a read transaction and one piece of memory, and nothing else.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::{BufMut as _, BytesMut};
 use futures_util::stream;
 use keelson_node::HumanBytes;
 use keelson_proto::rpc::etcdserverpb::SnapshotResponse;
@@ -18,11 +19,17 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::call::Call;
 use super::maintenance;
-use super::splice::{Answer, Chunk, Ending, Framed};
+use super::splice::{self, Answer, Chunk, Ending, Framed};
 use super::status::Status;
 
 /// Bytes of the file in one message.
 const BLOB: usize = 32 << 10;
+
+/// Messages that are read at once.
+const PIECE_BLOBS: usize = 8;
+
+/// Room for what a message holds beside its blob, in bytes.
+const BLOB_OVERHEAD: usize = 64;
 
 /// Length of the checksum behind the database.
 const DIGEST_BYTES: usize = 32;
@@ -100,7 +107,8 @@ pub(super) async fn snapshot(call: Call) -> Result<Answer, Status> {
             if state.draining.is_cancelled() {
                 return Err(ApiError::Stopped.into());
             }
-            let (message, rest) = state.pool.run(BLOB as u64, move || rest.next()).await??;
+            let cost = (PIECE_BLOBS * BLOB) as u64;
+            let (chunk, rest) = state.pool.run(cost, move || rest.next()).await??;
             let next = match rest {
                 Next::Blob(rest) => Some((state, rest, slow)),
                 Next::End {
@@ -125,7 +133,7 @@ pub(super) async fn snapshot(call: Call) -> Result<Answer, Status> {
                     None
                 }
             };
-            Ok::<_, Ending>(Some((Chunk::from(message), next)))
+            Ok::<_, Ending>(Some((chunk, next)))
         },
     ))))
 }
@@ -140,37 +148,60 @@ enum Next {
 }
 
 impl Rest {
-    /// Reads the next piece, or makes the last message: blocking.
-    fn next(mut self: Box<Self>) -> Result<(Framed, Next), Status> {
-        let mut blob = vec![0; BLOB];
-        let read = self
-            .durable
-            .read
-            .image_chunk(self.offset, &mut blob)
-            .map_err(|error| Status::new(Code::Unknown, error.to_string()))?;
-        let message = |blob: Vec<u8>, remaining_bytes, version: &str| {
-            Framed::message(&SnapshotResponse {
+    /// Reads the next messages, or makes the last one: blocking.
+    fn next(mut self: Box<Self>) -> Result<(Chunk, Next), Status> {
+        let size = self.durable.read.size();
+        if self.offset >= size {
+            let last = Framed::message(&SnapshotResponse {
                 header: None,
-                remaining_bytes,
-                blob: blob.into(),
-                version: version.to_owned(),
-            })
-        };
-        if read == 0 {
-            let digest = self.digest.finalize().to_vec();
-            let last = message(digest, 0, &self.version);
+                remaining_bytes: 0,
+                blob: self.digest.finalize().to_vec().into(),
+                version: self.version.clone(),
+            });
             let end = Next::End {
                 started: self.started,
                 total: self.offset,
                 version: self.version,
             };
-            return Ok((last, end));
+            return Ok((Chunk::from(last), end));
         }
-        blob.truncate(read);
-        self.digest.update(&blob);
-        self.offset += read as u64;
-        let remaining = self.durable.read.size().saturating_sub(self.offset);
-        Ok((message(blob, remaining, &self.version), Next::Blob(self)))
+        let mut out = BytesMut::with_capacity(PIECE_BLOBS * (BLOB + BLOB_OVERHEAD));
+        let mut messages = 0;
+        while messages < PIECE_BLOBS && self.offset < size {
+            self.put_blob(size, &mut out)?;
+            messages += 1;
+        }
+        let chunk = Chunk::packed(out.freeze(), messages as u64);
+        Ok((chunk, Next::Blob(self)))
+    }
+
+    /// Adds the message of the next blob, which is read where it is to stand.
+    fn put_blob(&mut self, size: u64, out: &mut BytesMut) -> Result<(), Status> {
+        let left = size - self.offset;
+        let len = left.min(BLOB as u64);
+        let remaining = (left - len).cast_signed();
+        let version = self.version.as_bytes();
+        let version_len = match version.len() as u64 {
+            0 => 0,
+            len => splice::bytes_len(4, len),
+        };
+        let message_len = splice::int_len(2, remaining) + splice::bytes_len(3, len) + version_len;
+        splice::put_prefix(message_len, out);
+        splice::put_int(2, remaining, out);
+        splice::put_len(3, len, out);
+        let begin = out.len();
+        out.put_bytes(0, usize::try_from(len).unwrap_or(BLOB));
+        let blob = &mut out[begin..];
+        let read = self.durable.read.image_chunk(self.offset, blob);
+        let read = read.map_err(|error| Status::new(Code::Unknown, error.to_string()))?;
+        assert_eq!(read, blob.len(), "an image has the length that it says");
+        self.digest.update(&*blob);
+        self.offset += len;
+        if version_len > 0 {
+            splice::put_len(4, version.len() as u64, out);
+            out.put_slice(version);
+        }
+        Ok(())
     }
 }
 
