@@ -1,7 +1,8 @@
 //! The commit thread: the file's only writer.
 //!
-//! [`Commits`] is what it does, a turn at a time. Segments, compactions and defragmentations come in one queue and are carried out in its order;
-//! a compaction goes a bounded transaction at a time, with segments in between.
+//! [`Commits`] is what it does, a turn at a time. Segments, compactions and defragmentations come in one queue and are
+//! carried out in its order; a compaction goes a bounded transaction at a time, with segments in between, and rests after
+//! each as long as it took: the log's syncs wait for the same disk.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -19,6 +20,9 @@ use crate::mailbox::Taken;
 use crate::snapshot::{self, Snapshots};
 use crate::ticket::{Outbox, Reply};
 use crate::{Error, Ticket, boot};
+
+/// How long a compaction rests at most between two transactions: on a slow disk it must end too.
+const PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// Work for the file.
 #[derive(Debug)]
@@ -48,6 +52,8 @@ pub(crate) struct Commits {
     jobs: VecDeque<Box<CompactionJob>>,
     /// When the running compaction began.
     compacting_since: Option<Duration>,
+    /// When its next transaction may begin.
+    compact_at: Duration,
     /// Rows that had been removed before it.
     rows_before: u64,
 }
@@ -60,6 +66,7 @@ impl Commits {
             snapshots,
             jobs: VecDeque::new(),
             compacting_since: None,
+            compact_at: Duration::ZERO,
             rows_before: 0,
         }
     }
@@ -75,7 +82,7 @@ impl Commits {
     fn work(&mut self) -> Result<(), Error> {
         let mut one = Vec::new();
         loop {
-            let patience = (!self.is_idle()).then_some(Duration::ZERO);
+            let patience = self.next().map(|at| at.saturating_sub(self.now()));
             if self.links.commit.take_up_to(1, &mut one, patience) == Taken::Closed {
                 return Ok(());
             }
@@ -83,17 +90,24 @@ impl Commits {
         }
     }
 
-    /// Whether a turn has nothing to do unless something comes.
-    pub(crate) fn is_idle(&self) -> bool {
-        self.compacting_since.is_none() && self.jobs.is_empty()
+    /// When a turn is due even if nothing comes.
+    pub(crate) fn next(&self) -> Option<Duration> {
+        let has_work = self.compacting_since.is_some() || !self.jobs.is_empty();
+        has_work.then_some(self.compact_at)
     }
 
-    /// Carries out what came, and one transaction of a compaction.
+    /// Carries out what came, and one transaction of a compaction if it is due.
     pub(crate) fn turn(&mut self, request: Option<CommitRequest>) -> Result<(), Error> {
         if let Some(request) = request {
             self.carry_out(request)?;
         }
-        self.compact()
+        let begun = self.now();
+        if self.next().is_some_and(|at| at <= begun) {
+            self.compact()?;
+            let now = self.now();
+            self.compact_at = now + now.saturating_sub(begun).min(PAUSE_MAX);
+        }
+        Ok(())
     }
 
     fn now(&self) -> Duration {
@@ -196,7 +210,7 @@ impl Commits {
         Ok(durable)
     }
 
-    /// One transaction of the running compaction, or the beginning of the next one.
+    /// One transaction of the running compaction, or of the next one.
     fn compact(&mut self) -> Result<(), Error> {
         if self.compacting_since.is_none() {
             let Some(job) = self.jobs.pop_front() else {

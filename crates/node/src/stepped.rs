@@ -132,7 +132,7 @@ impl Stepped {
             Part::Consensus => Some(workers.consensus.next()),
             Part::Log => None,
             Part::Apply => workers.applier.next(),
-            Part::Commit => (!workers.commits.is_idle()).then(|| self.node.env().clock.now()),
+            Part::Commit => workers.commits.next(),
             Part::Duty => Some(workers.duty.next()),
             Part::Check => workers.checker.next(),
         }

@@ -25,7 +25,7 @@ use crate::{BucketKey, Error, Revision, Shared, schema};
 const KEY_FILL: f64 = 0.9;
 
 /// Rows that one transaction of a compaction looks at.
-const BATCH_ROWS: usize = 10_000;
+const BATCH_ROWS: usize = 1_000;
 
 /// Committed segments stay in memory up to this many bytes, for watchers that lag.
 const WINDOW_BYTES_MAX: u64 = 16 << 20;
