@@ -3,9 +3,12 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use keelson_bench::Usage;
 use keelson_client::etcdserverpb as pb;
 use keelson_client::{
     ApiError, Client, Code, Compare, Delete, Get, Op, Order, Put, Relation, SortBy, Span, Txn,
@@ -151,6 +154,52 @@ async fn a_large_range_comes_whole_in_pieces() {
     let whole = client.range_stream(Get::prefix("big/")).await.unwrap();
     let whole = whole.collect().await.unwrap();
     assert_eq!(whole, client.get(Get::prefix("big/")).await.unwrap());
+}
+
+/// The most memory that a process has had for itself while something is done, in bytes; looked at again and
+/// again.
+async fn peak_of<T>(pid: u32, done: impl Future<Output = T>) -> (T, u64) {
+    let over = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&over);
+    let looking = tokio::task::spawn_blocking(move || {
+        let mut peak = 0;
+        while !seen.load(Ordering::Relaxed) {
+            peak = peak.max(Usage::of(pid).unwrap().anonymous_bytes);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        peak
+    });
+    let result = done.await;
+    over.store(true, Ordering::Relaxed);
+    (result, looking.await.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_whole_list_takes_the_member_no_memory_for_its_values() {
+    const VALUE: usize = 256 << 10;
+    const KEYS: usize = 256;
+    let mut server = server();
+    let client = server.client().await.unwrap();
+    let value = Bytes::from(vec![b'v'; VALUE]);
+    for number in 0..KEYS {
+        let key = format!("big/{number:03}");
+        client.put(Put::new(key, value.clone())).await.unwrap();
+    }
+    // What was written just now is in memory yet.
+    server.stop().unwrap();
+    server.restart().unwrap();
+    let few = client.get(Get::prefix("big/").limit(2)).await.unwrap();
+    assert_eq!(few.kvs.len(), 2);
+    let pid = server.pid().unwrap();
+    let before = Usage::of(pid).unwrap().anonymous_bytes;
+    let (whole, peak) = peak_of(pid, client.get(Get::prefix("big/"))).await;
+    assert_eq!(whole.unwrap().kvs.len(), KEYS);
+    let grown = peak.saturating_sub(before);
+    assert!(
+        grown < (KEYS * VALUE / 4) as u64,
+        "it took {grown} bytes for a list of {}",
+        KEYS * VALUE
+    );
 }
 
 #[tokio::test]
