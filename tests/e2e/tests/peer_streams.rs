@@ -286,28 +286,34 @@ async fn messages_for_others_that_come_by_thousands_do_not_fill_the_log() {
     rig.is_unharmed().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_member_that_does_not_answer_probes_or_whose_clock_is_behind_is_named() {
-    let _alone = alone().await;
-    let (mut rig, other) = with_a_false_member().await;
+/// Waits until both members have said something of the false one. Members look at one another every half
+/// minute; whoever waits for that needs not be alone.
+async fn until_it_is_named(rig: &Rig, message: &str, field: &str) {
     let listed = rig.client.member_list().await.unwrap();
     let own = listed.members.iter().find(|it| it.name == "false").unwrap();
     let named = format!("\"remote-peer-id\":\"{:x}\"", own.id);
-    let said = |rig: &Rig, number: usize, message: &str, field: &str| {
-        let log = rig.cluster.member(number).log();
-        log.iter()
-            .any(|line| line.contains(message) && line.contains(&named) && line.contains(field))
-    };
-    let unhealthy = "prober detected unhealthy status";
     for number in 0..2 {
-        let status = "got unexpected HTTP status code 404 Not Found";
-        until(unhealthy, || said(&rig, number, unhealthy, status));
+        until(message, || {
+            let log = rig.cluster.member(number).log();
+            log.iter()
+                .any(|line| line.contains(message) && line.contains(&named) && line.contains(field))
+        });
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_does_not_answer_probes_is_named() {
+    let (mut rig, _other) = with_a_false_member().await;
+    let status = "got unexpected HTTP status code 404 Not Found";
+    until_it_is_named(&rig, "prober detected unhealthy status", status).await;
+    rig.is_unharmed().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_whose_clock_is_behind_is_named() {
+    let (mut rig, other) = with_a_false_member().await;
     *other.shared.clock.lock().unwrap() = Some("2001-02-03T04:05:06.5Z");
-    let drift = "prober found high clock drift";
-    for number in 0..2 {
-        until(drift, || said(&rig, number, drift, "\"clock-drift\":"));
-    }
+    until_it_is_named(&rig, "prober found high clock drift", "\"clock-drift\":").await;
     rig.is_unharmed().await;
 }
 
