@@ -24,3 +24,8 @@ def build():
     cache = Path(tools.stdout.strip()) / "etcd-3.7.1"
     ours = build_ours()
     return {"etcd": [str(cache / "etcd")], "keelson": [ours, "serve"]}, ours, str(cache / "etcdctl")
+
+
+def numbers(text):
+    """The numbers of an option, with commas between them."""
+    return [int(number) for number in text.split(",")]

@@ -1,10 +1,13 @@
 """Members of etcd and of Keelson as processes, on loopback, in folders of their own."""
 
+import contextlib
+import json
 import re
 import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -50,6 +53,11 @@ class Member:
     @property
     def pid(self):
         return self.process.pid
+
+    def bench(self, generator, arguments):
+        """The report of a line of `keelson bench` against this member."""
+        command = [generator, "bench", *arguments.split(), "--endpoint", self.client, "--pid", str(self.pid), "--json"]
+        return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
     def get(self, path):
         with urllib.request.urlopen(self.client + path, timeout=5) as answer:
@@ -144,3 +152,14 @@ def insist(command):
         if time.monotonic() > end:
             raise RuntimeError(f"{' '.join(command)}: {done.stderr}")
         time.sleep(0.5)
+
+
+@contextlib.contextmanager
+def side_by_side(servers, folder, name, flags):
+    """A member of each kind of server: the one that is not loaded is idle."""
+    with contextlib.ExitStack() as stack:
+        members = {}
+        for kind, program in servers.items():
+            own = tempfile.mkdtemp(prefix=f"{name}-{kind}.", dir=folder)
+            members[kind] = stack.enter_context(Cluster(program, own, 1, flags)).members[0]
+        yield members

@@ -45,8 +45,10 @@ const PATIENCE_MAX: Duration = Duration::from_millis(budget::TAIL_SEGMENT_AGE_MI
 
 /// Whether these are applied in a short turn: a few plain puts and nothing else.
 pub(crate) fn is_short(entries: &[Entry]) -> bool {
-    let bytes: usize = entries.iter().map(|entry| entry.data.len()).sum();
-    entries.len() <= SHORT_MAX && bytes <= SHORT_BYTES_MAX && entries.iter().all(peek::is_plain_put)
+    let bytes = || entries.iter().map(|entry| entry.data.len()).sum::<usize>();
+    entries.len() <= SHORT_MAX
+        && bytes() <= SHORT_BYTES_MAX
+        && entries.iter().all(peek::is_plain_put)
 }
 
 /// Work for apply.

@@ -286,12 +286,16 @@ async fn messages_for_others_that_come_by_thousands_do_not_fill_the_log() {
     rig.is_unharmed().await;
 }
 
+async fn id_of_the_false_one(rig: &Rig) -> MemberId {
+    let listed = rig.client.member_list().await.unwrap();
+    let own = listed.members.iter().find(|it| it.name == "false").unwrap();
+    MemberId(own.id)
+}
+
 /// Waits until both members have said something of the false one. Members look at one another every half
 /// minute; whoever waits for that needs not be alone.
 async fn until_it_is_named(rig: &Rig, message: &str, field: &str) {
-    let listed = rig.client.member_list().await.unwrap();
-    let own = listed.members.iter().find(|it| it.name == "false").unwrap();
-    let named = format!("\"remote-peer-id\":\"{:x}\"", own.id);
+    let named = format!("\"remote-peer-id\":\"{}\"", id_of_the_false_one(rig).await);
     for number in 0..2 {
         until(message, || {
             let log = rig.cluster.member(number).log();
@@ -330,9 +334,7 @@ async fn a_member_that_dials_and_never_reads_costs_the_leader_no_more_than_its_q
     let _alone = alone().await;
     let (mut rig, other) = with_a_false_member().await;
     let leader = leader_of(&rig).await;
-    let listed = rig.client.member_list().await.unwrap();
-    let own = listed.members.iter().find(|it| it.name == "false").unwrap();
-    let own = MemberId(own.id);
+    let own = id_of_the_false_one(&rig).await;
     let client = rig.cluster.member(leader).client().await.unwrap();
     let head = |line: &str| Head {
         from: format!("{own}"),

@@ -49,21 +49,25 @@ impl Told {
     }
 }
 
-/// Leaves out what the messages after it say as well.
+/// Leaves out what the messages after it say as well. Linear in the number of messages, of which a turn may
+/// have thousands to the same few members.
 pub(super) fn spare(messages: &mut Vec<Message>) {
-    let mut at = 0;
-    while at < messages.len() {
-        let message = &messages[at];
-        let is_append_to_it = |later: &Message| {
-            (later.kind, later.to, later.term) == (MessageKind::App, message.to, message.term)
-        };
-        let is_empty = message.kind == MessageKind::App && message.entries.is_empty();
-        if is_empty && messages[at + 1..].iter().any(is_append_to_it) {
-            messages.remove(at);
-        } else {
-            at += 1;
-        }
+    let is_append = |message: &Message| message.kind == MessageKind::App;
+    let is_empty = |message: &Message| is_append(message) && message.entries.is_empty();
+    if messages.len() < 2 || !messages.iter().any(is_empty) {
+        return;
     }
+    let mut followed: Vec<(MemberId, Term)> = Vec::new();
+    messages.reverse();
+    messages.retain(|message| {
+        let whose = (message.to, message.term);
+        let is_followed = followed.contains(&whose);
+        if is_append(message) && !is_followed {
+            followed.push(whose);
+        }
+        !(is_followed && is_empty(message))
+    });
+    messages.reverse();
 }
 
 #[cfg(test)]

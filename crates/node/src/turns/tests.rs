@@ -84,6 +84,15 @@ fn until_empty(turns: &Turns<Keeper>) {
     panic!("nobody takes what waits");
 }
 
+/// Closes the mailbox, and gives what there was when the own thread had ended.
+fn finished(turns: &Turns<Keeper>, own: JoinHandle<()>, ended: &Ended) -> Vec<u32> {
+    turns.mailbox.close();
+    own.join().unwrap();
+    let (got, how) = ended.recv().unwrap();
+    assert_eq!(how, "finished");
+    got
+}
+
 fn count(turns: &Turns<Keeper>) -> usize {
     turns
         .lock()
@@ -109,10 +118,7 @@ fn after_some_turns_the_own_thread_is_woken_to_go_on() {
     turns.mailbox.push_quietly(1, 0, || false).unwrap();
     turns.take_unless(|| false);
     until_empty(&turns);
-    turns.mailbox.close();
-    own.join().unwrap();
-    let (got, how) = ended.recv().unwrap();
-    assert_eq!((got.len(), how), (TURNS_MAX + 4, "finished"));
+    assert_eq!(finished(&turns, own, &ended).len(), TURNS_MAX + 4);
 }
 
 #[test]
@@ -127,9 +133,7 @@ fn who_is_busy_leaves_its_turn_to_the_own_thread() {
     turns.mailbox.push_quietly(2, 0, || false).unwrap();
     turns.take_unless(|| true);
     until_empty(&turns);
-    turns.mailbox.close();
-    own.join().unwrap();
-    assert_eq!(ended.recv().unwrap(), (vec![1, 2], "finished"));
+    assert_eq!(finished(&turns, own, &ended), vec![1, 2]);
 }
 
 #[test]
@@ -139,9 +143,7 @@ fn what_is_added_loudly_is_seen_to_by_the_own_thread() {
     turns.mailbox.push_always(1, 0).unwrap();
     until_empty(&turns);
     turns.mailbox.push_quietly(2, 0, || false).unwrap();
-    turns.mailbox.close();
-    own.join().unwrap();
-    assert_eq!(ended.recv().unwrap(), (vec![1, 2], "finished"));
+    assert_eq!(finished(&turns, own, &ended), vec![1, 2]);
 }
 
 #[test]
@@ -209,9 +211,7 @@ fn a_helper_takes_what_was_left_quietly_and_leaves_the_own_thread_asleep() {
     assert!(turns.mailbox.is_empty());
     assert_eq!(count(&turns), 1);
     turns.help(|_| panic!("there is nothing to help with"));
-    turns.mailbox.close();
-    own.join().unwrap();
-    assert_eq!(ended.recv().unwrap(), (vec![1], "finished"));
+    assert_eq!(finished(&turns, own, &ended), vec![1]);
 }
 
 #[test]
@@ -219,9 +219,7 @@ fn a_helper_takes_one_turn_and_has_the_own_thread_woken_for_what_came_meanwhile(
     let (turns, ended, own) = sleeping(|keeper| keeper.adds = 1);
     turns.help(|_| true);
     until_empty(&turns);
-    turns.mailbox.close();
-    own.join().unwrap();
-    assert_eq!(ended.recv().unwrap(), (vec![1, 9], "finished"));
+    assert_eq!(finished(&turns, own, &ended), vec![1, 9]);
 }
 
 #[test]
@@ -229,9 +227,7 @@ fn where_the_turner_does_not_agree_the_own_thread_is_woken() {
     let (turns, ended, own) = sleeping(|_| {});
     turns.help(|_| false);
     until_empty(&turns);
-    turns.mailbox.close();
-    own.join().unwrap();
-    assert_eq!(ended.recv().unwrap(), (vec![1], "finished"));
+    assert_eq!(finished(&turns, own, &ended), vec![1]);
 }
 
 #[test]
@@ -241,9 +237,7 @@ fn a_helper_that_finds_the_lock_held_has_the_own_thread_woken() {
     turns.help(|_| panic!("it is somebody else's turn"));
     drop(held);
     until_empty(&turns);
-    turns.mailbox.close();
-    own.join().unwrap();
-    assert_eq!(ended.recv().unwrap(), (vec![1], "finished"));
+    assert_eq!(finished(&turns, own, &ended), vec![1]);
 }
 
 #[test]

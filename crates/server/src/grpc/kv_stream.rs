@@ -26,6 +26,13 @@ const FIRST_CHUNK: i64 = 10;
 /// Room for what a message holds beside its rows, in bytes.
 const MESSAGE_OVERHEAD: u64 = 1024;
 
+/// Room behind the rows of a message for `more` and `count`.
+const TAIL_MAX: usize = 16;
+
+/// Room before the rows of a message for what can be written only after them: the prefix, the
+/// length of the response, and a header.
+const HEAD_MAX: usize = 80;
+
 /// What is still to be sent.
 struct Rest {
     request: RangeRequest,
@@ -37,13 +44,6 @@ struct Rest {
     /// What a response may hold, in bytes; decides how chunks grow.
     aim: u64,
 }
-
-/// Room behind the rows of a message for `more` and `count`.
-const TAIL_MAX: usize = 16;
-
-/// Room before the rows of a message for what can be written only after them: the prefix, the
-/// length of the response, and a header.
-const HEAD_MAX: usize = 80;
 
 /// A chunk that has been read.
 struct Part {
