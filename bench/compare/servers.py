@@ -16,10 +16,24 @@ from pathlib import Path
 READY_SECONDS = 60
 
 
+RESERVED = []
+
+
 def free_port():
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
+    """A port below those that the kernel gives to connections, reserved as crates/harness/src/ports.rs does."""
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for port in range(10_000, first if first > 10_000 else 32_768):
+        name = socket.socket(socket.AF_UNIX)
+        try:
+            name.bind(f"\0keelson-test-port-{port}")
+            with socket.socket() as taken:
+                taken.bind(("127.0.0.1", port))
+        except OSError:
+            name.close()
+            continue
+        RESERVED.append(name)
+        return port
+    raise OSError("every port is taken")
 
 
 class Member:

@@ -4,7 +4,6 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead as _, BufReader};
-use std::net::TcpListener;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
@@ -12,6 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use keelson_harness::free_port;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_keelson");
@@ -41,15 +41,10 @@ fn terminal() -> (File, File) {
     (File::from(screen), typed)
 }
 
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
-}
-
 /// Starts a member on a terminal, called by a name; its port, and what it writes until `last`.
 fn start(called: &str, arguments: &[&str], dir: &Path, last: &str) -> (u16, Vec<String>) {
     let (screen, typed) = terminal();
-    let (client, peer) = (free_port(), free_port());
+    let (client, peer) = (free_port().unwrap(), free_port().unwrap());
     let mut command = Command::new(PROGRAM);
     command
         .arg0(called)

@@ -2,12 +2,13 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use keelson_harness::free_port;
 use tempfile::TempDir;
 
 use super::call;
@@ -213,12 +214,6 @@ fn binary() -> Result<PathBuf> {
         path.display()
     );
     Ok(path)
-}
-
-fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
-        .local_addr()?
-        .port())
 }
 
 fn arguments(recorded: &[String], folder: &Path, ports: Ports) -> Result<Vec<OsString>> {
