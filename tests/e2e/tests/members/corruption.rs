@@ -1,6 +1,5 @@
 //! A member whose data is not that of the others is found: at its start, by the leader now and then, and
 //! by the hashes of compactions.
-#![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::path::Path;
 use std::time::Duration;

@@ -1,6 +1,4 @@
 //! Three members that must not notice what comes to their peer ports.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
-#![allow(dead_code, reason = "each test uses a part")]
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
@@ -9,7 +7,7 @@ use std::time::Duration;
 use keelson_client::{Client, Put};
 use keelson_e2e::{Launch, Process, ProcessCluster, launch};
 use keelson_harness::wait;
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// The longest that anything may take.
 pub(crate) const PATIENCE: Duration = keelson_harness::wait::PATIENCE;
@@ -25,10 +23,10 @@ pub(crate) fn unhurried() -> Launch {
         .argument("--election-timeout=5000")
 }
 
-/// So that one cluster at a time has the machine: held until a test is over.
-pub(crate) async fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::const_new(());
-    ALONE.lock().await
+/// Room for a cluster, held until a test is over: more of them at once would want more than the machine has.
+pub(crate) async fn room() -> SemaphorePermit<'static> {
+    static ROOM: Semaphore = Semaphore::const_new(4);
+    ROOM.acquire().await.expect("nobody closes it")
 }
 
 /// A cluster, and how it was before anything came.

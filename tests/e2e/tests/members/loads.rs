@@ -1,5 +1,4 @@
 //! Each work of the load generator, small, against a member: it does what it says it has done.
-#![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::time::Duration;
 

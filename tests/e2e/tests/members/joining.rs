@@ -1,6 +1,5 @@
 //! Members that come to a cluster: how they find themselves in it, whom they can answer before they have
 //! its state, and what they say of themselves meanwhile.
-#![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};

@@ -1,5 +1,4 @@
 //! Keys, transactions, history, and what is refused.
-#![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;

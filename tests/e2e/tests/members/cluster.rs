@@ -1,6 +1,5 @@
 //! Several members as one: they survive the loss of any of them, grow and shrink while they serve, and
 //! clients go on meanwhile.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use std::time::Duration;
 

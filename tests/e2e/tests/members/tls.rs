@@ -1,5 +1,4 @@
 //! TLS with clients: who is spoken with, and whom a certificate names.
-#![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -1,6 +1,5 @@
 //! What becomes of requests while users and permissions change beneath them. The disk is held, so that
 //! what is signed before a change is applied after it; who comes first is no matter of luck.
-#![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::time::{Duration, Instant};
 

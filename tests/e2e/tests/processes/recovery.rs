@@ -1,5 +1,4 @@
 //! What is left after a stop and after a kill.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use std::collections::VecDeque;
 use std::sync::Arc;

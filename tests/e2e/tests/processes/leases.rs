@@ -1,5 +1,4 @@
 //! Leases: keys go with them, renewals keep them.
-#![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,4 @@
 //! What an operator and tools read: one JSON object a line, from the first to the last.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use keelson_client::{Get, Put, Txn, Watch};
 use keelson_e2e::{Exit, Process, launch};

@@ -1,5 +1,4 @@
 //! Directories that cannot be served: the program ends and says why, and the directory is as it was.
-#![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

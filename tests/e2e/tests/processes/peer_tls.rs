@@ -1,14 +1,11 @@
 //! Members that prove to one another who they are, and those that cannot.
-#![expect(clippy::unwrap_used, reason = "tests")]
-
-mod port;
 
 use std::fs;
 use std::net::Ipv4Addr;
 
+use crate::port::{Rig, exchange, room, unhurried, until};
 use keelson_client::{Get, Put};
 use keelson_e2e::{Authority, Launch, Names, ProcessCluster, launch};
-use port::{Rig, alone, exchange, unhurried, until};
 
 const REJECTED: &str = "rejected connection on peer endpoint";
 
@@ -54,7 +51,7 @@ async fn follower(rig: &Rig) -> usize {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn members_with_certificates_of_one_authority_form_a_cluster() {
-    let _alone = alone().await;
+    let _room = room().await;
     let authority = Authority::new().unwrap();
     let launches = ["a", "b", "c"].map(|name| {
         let names = Names::local(name);
@@ -82,7 +79,7 @@ async fn members_with_certificates_of_one_authority_form_a_cluster() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_with_a_certificate_of_another_authority_stays_outside() {
-    let _alone = alone().await;
+    let _room = room().await;
     let (ours, theirs) = (Authority::new().unwrap(), Authority::new().unwrap());
     let secure = |of: &Authority, name| of.secure(usual(), name, Names::local(name)).unwrap();
     let cluster = start_two_of([
@@ -109,7 +106,7 @@ async fn a_member_with_a_certificate_of_another_authority_stays_outside() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_of_another_common_name_is_told_that_its_certificate_is_bad() {
-    let _alone = alone().await;
+    let _room = room().await;
     let authority = Authority::new().unwrap();
     let named = |name, common: &'static str| {
         let launch = authority.secure(usual(), name, Names::local(common));
@@ -130,7 +127,7 @@ async fn a_member_of_another_common_name_is_told_that_its_certificate_is_bad() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_of_another_host_name_is_not_spoken_with() {
-    let _alone = alone().await;
+    let _room = room().await;
     let authority = Authority::new().unwrap();
     let named = |name, host: &'static str| {
         let names = Names {
@@ -152,7 +149,7 @@ async fn a_member_of_another_host_name_is_not_spoken_with() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_certificate_that_is_renewed_is_shown_without_a_restart() {
-    let _alone = alone().await;
+    let _room = room().await;
     let authority = Authority::new().unwrap();
     let elsewhere = Names {
         addresses: &[Ipv4Addr::new(10, 0, 0, 1)],
@@ -174,7 +171,7 @@ async fn a_certificate_that_is_renewed_is_shown_without_a_restart() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn members_that_make_their_own_certificates_form_a_cluster_and_keep_them() {
-    let _alone = alone().await;
+    let _room = room().await;
     let own = || {
         usual()
             .peers_over_tls()

@@ -1,8 +1,5 @@
 //! A member that sends the others what no member sends, over the streams that they dial, and one that
 //! takes nothing from those that it dials itself.
-#![expect(clippy::unwrap_used, reason = "tests")]
-
-mod port;
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -11,11 +8,11 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::port::{Head, PATIENCE, Rig, dial, exchange, lines, room, unhurried, until};
 use keelson_client::Put;
 use keelson_e2e::ProcessCluster;
 use keelson_proto::ids::{LogIndex, MemberId, Term};
 use keelson_proto::message::{Message, MessageKind};
-use port::{Head, PATIENCE, Rig, alone, dial, lines, unhurried, until};
 
 /// What the false member answers with when a stream is dialled.
 #[derive(Clone)]
@@ -179,7 +176,7 @@ fn lost(rig: &Rig, number: usize, reason: &str) -> usize {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn frames_that_no_member_sends_end_their_stream_with_the_reason() {
-    let _alone = alone().await;
+    let _room = room().await;
     let (mut rig, other) = with_a_false_member().await;
     let length = |bytes: u64| bytes.to_be_bytes().to_vec();
     let of = |parts: &[&[u8]]| parts.concat();
@@ -223,7 +220,7 @@ async fn frames_that_no_member_sends_end_their_stream_with_the_reason() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_that_answers_nonsense_is_dialled_no_faster_than_one_that_is_away() {
-    let _alone = alone().await;
+    let _room = room().await;
     let (mut rig, other) = with_a_false_member().await;
     for answer in [
         &b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03"[..],
@@ -246,7 +243,7 @@ async fn a_member_that_answers_nonsense_is_dialled_no_faster_than_one_that_is_aw
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_frame_takes_no_more_memory_than_has_come_of_it() {
-    let _alone = alone().await;
+    let _room = room().await;
     let (mut rig, other) = with_a_false_member().await;
     other.answers(Answer::Endless);
     // It stops in the middle, and says nothing more.
@@ -259,7 +256,7 @@ async fn a_frame_takes_no_more_memory_than_has_come_of_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_for_others_that_come_by_thousands_do_not_fill_the_log() {
-    let _alone = alone().await;
+    let _room = room().await;
     let (mut rig, other) = with_a_false_member().await;
     let message = Message {
         kind: MessageKind::Heartbeat,
@@ -293,7 +290,7 @@ async fn id_of_the_false_one(rig: &Rig) -> MemberId {
 }
 
 /// Waits until both members have said something of the false one. Members look at one another every half
-/// minute; whoever waits for that needs not be alone.
+/// minute; whoever waits for that takes no room.
 async fn until_it_is_named(rig: &Rig, message: &str, field: &str) {
     let named = format!("\"remote-peer-id\":\"{}\"", id_of_the_false_one(rig).await);
     for number in 0..2 {
@@ -331,7 +328,7 @@ async fn leader_of(rig: &Rig) -> usize {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_that_dials_and_never_reads_costs_the_leader_no_more_than_its_queue() {
-    let _alone = alone().await;
+    let _room = room().await;
     let (mut rig, other) = with_a_false_member().await;
     let leader = leader_of(&rig).await;
     let own = id_of_the_false_one(&rig).await;
@@ -366,7 +363,7 @@ async fn a_member_that_dials_and_never_reads_costs_the_leader_no_more_than_its_q
         ..Message::default()
     };
     let post = head("POST /raft").with(&acknowledged.encode());
-    let answer = port::exchange(member, &post);
+    let answer = exchange(member, &post);
     assert!(answer.starts_with("HTTP/1.1 204 "), "{answer}");
     let value = vec![b'v'; 1 << 20];
     for number in 0..300 {

@@ -1,5 +1,4 @@
 //! Watches: what they see, how they end, that they survive the connection.
-#![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::time::Duration;
 

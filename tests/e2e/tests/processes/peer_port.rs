@@ -1,18 +1,15 @@
 //! Whoever speaks to a peer port and is no member, or does not speak as one: refused in etcd's words,
 //! with a line in the log, and the cluster never notices.
-#![expect(clippy::unwrap_used, reason = "tests")]
-
-mod port;
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::Instant;
 
+use crate::port::{Head, PATIENCE, Rig, break_off, dial, exchange, lines, room, until};
 use keelson_e2e::{Launch, ProcessCluster};
 use keelson_proto::entry::{ConfState, Snapshot};
 use keelson_proto::ids::{LogIndex, MemberId, Term};
 use keelson_proto::message::{Message, MessageKind};
-use port::{Head, PATIENCE, Rig, alone, break_off, dial, exchange, lines, until};
 
 fn id(hex: &str) -> MemberId {
     MemberId(u64::from_str_radix(hex, 16).unwrap())
@@ -162,7 +159,7 @@ fn wrong_heads(rig: &Rig) -> Vec<Case> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_is_of_another_cluster_release_or_name_is_refused() {
-    let _alone = alone().await;
+    let _room = room().await;
     let mut rig = Rig::start().await;
     check(&rig, wrong_heads(&rig));
     rig.is_unharmed().await;
@@ -170,7 +167,7 @@ async fn whoever_is_of_another_cluster_release_or_name_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_that_was_removed_and_goes_on_talking_is_told_and_not_heard() {
-    let _alone = alone().await;
+    let _room = room().await;
     let mut rig = Rig::start().await;
     let client = rig.cluster.member(0).client().await.unwrap();
     let leader = client.status().await.unwrap().leader;
@@ -288,7 +285,7 @@ fn broken_messages(rig: &Rig) -> Vec<Case> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_that_cannot_be_taken_change_nothing() {
-    let _alone = alone().await;
+    let _room = room().await;
     let mut rig = Rig::start().await;
     check(&rig, broken_messages(&rig));
     // What only a member itself may say is let pass, and not heard: etcd does so.
@@ -408,7 +405,7 @@ fn broken_snapshots(rig: &Rig) -> Vec<Case> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn snapshots_that_are_none_are_not_installed_and_leave_no_file() {
-    let _alone = alone().await;
+    let _room = room().await;
     let mut rig = Rig::start().await;
     check(&rig, broken_snapshots(&rig));
     let snap = rig.cluster.member(0).data_dir().join("member/snap");
@@ -422,7 +419,7 @@ async fn snapshots_that_are_none_are_not_installed_and_leave_no_file() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_http_ends_its_own_connection_with_a_line() {
-    let _alone = alone().await;
+    let _room = room().await;
     let mut rig = Rig::start().await;
     let line = "rejected connection on peer endpoint";
     let mut before = rig.lines(0, line);
@@ -470,7 +467,7 @@ async fn what_is_no_http_ends_its_own_connection_with_a_line() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_that_say_nothing_are_closed_and_harm_nobody() {
-    let _alone = alone().await;
+    let _room = room().await;
     let mut rig = Rig::start().await;
     let begun = Instant::now();
     let mut silent: Vec<TcpStream> = Vec::new();
@@ -512,7 +509,7 @@ fn with_few_files() -> Launch {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn more_connections_than_a_member_takes_wait_and_the_rest_of_it_goes_on() {
-    let _alone = alone().await;
+    let _room = room().await;
     let cluster = ProcessCluster::start(vec![with_few_files(); 3]).unwrap();
     let mut rig = Rig::of(cluster).await;
     let mut flood = Vec::new();
@@ -537,7 +534,7 @@ async fn more_connections_than_a_member_takes_wait_and_the_rest_of_it_goes_on() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn thousands_of_connections_are_borne() {
-    let _alone = alone().await;
+    let _room = room().await;
     let mut rig = Rig::start().await;
     for _ in 0..2 {
         let member = rig.cluster.member(0);
