@@ -158,12 +158,7 @@ impl View {
         prefix: impl FnOnce(usize, &mut BytesMut),
     ) -> Result<bool, Error> {
         if let Some(segment) = self.segment(revision.main) {
-            let Some(record) = segment.get(revision) else {
-                return Ok(false);
-            };
-            prefix(record.bytes.len(), out);
-            out.extend_from_slice(&record.bytes);
-            return Ok(true);
+            return Ok(segment.append(revision, out, prefix));
         }
         let Some(bytes) = self.file_record(revision, false)? else {
             return Ok(false);

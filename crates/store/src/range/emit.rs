@@ -86,6 +86,8 @@ impl Emitter {
         bytes_max: usize,
         out: &mut BytesMut,
     ) -> Result<Progress, EmitError> {
+        // A buffer that grows on its way is copied as a whole.
+        out.reserve(self.chunk_len(bytes_max));
         let full = out.len().saturating_add(bytes_max);
         match &self.plan.rows {
             Rows::Encoded(rows) => {
@@ -126,6 +128,18 @@ impl Emitter {
             }
         }
         self.checked(Progress::Done)
+    }
+
+    /// By how much a chunk of `bytes_max` grows its buffer, with the tail behind the last one, in bytes.
+    fn chunk_len(&self, bytes_max: usize) -> usize {
+        let mut len = 0;
+        for row in self.next..self.plan.rows() {
+            if len >= bytes_max as u64 {
+                break;
+            }
+            len += self.plan.rows.framed_len(row);
+        }
+        usize::try_from(len + self.plan.tail_len()).unwrap_or(usize::MAX)
     }
 
     /// Appends what follows the records: `more` and `count`, where they are not zero.

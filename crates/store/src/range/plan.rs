@@ -47,6 +47,24 @@ pub(super) enum Rows {
     Encoded(Vec<Vec<u8>>),
 }
 
+impl Rows {
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Rows::Stored(rows) => rows.len(),
+            Rows::Encoded(rows) => rows.len(),
+        }
+    }
+
+    /// The length of a row behind its tag and length, in bytes.
+    pub(super) fn framed_len(&self, row: usize) -> u64 {
+        let len = match self {
+            Rows::Stored(rows) => u64::from(rows[row].len),
+            Rows::Encoded(rows) => rows[row].len() as u64,
+        };
+        1 + varint_len(len) + len
+    }
+}
+
 /// A range's answer before its bytes are fetched.
 #[derive(Debug)]
 pub struct Plan {
@@ -101,7 +119,11 @@ pub fn plan(shared: &Arc<Shared>, request: &RangeRequest, at: ReadAt) -> Result<
     };
     let values = reads_values(request);
     let keep_keys = request.keys_only && !values;
-    let mut found = Vec::new();
+    let mut found = Vec::with_capacity(if filters.any() {
+        0
+    } else {
+        usize::try_from(count).map_or(0, |count| count.min(fetch_max))
+    });
     shared.index().visit(range, moment.at, None, &mut |entry| {
         if filters.pass(&entry) {
             found.push(Candidate::of(&entry, keep_keys));
@@ -258,21 +280,14 @@ impl Plan {
     /// How many records the answer has.
     #[must_use]
     pub fn rows(&self) -> usize {
-        match &self.rows {
-            Rows::Stored(rows) => rows.len(),
-            Rows::Encoded(rows) => rows.len(),
-        }
+        self.rows.len()
     }
 
     /// The exact length of the encoded `RangeResponse` without its header, in bytes.
     #[must_use]
     pub fn body_len(&self) -> u64 {
-        let framed = |len: u64| 1 + varint_len(len) + len;
-        let rows: u64 = match &self.rows {
-            Rows::Stored(rows) => rows.iter().map(|row| framed(u64::from(row.len))).sum(),
-            Rows::Encoded(rows) => rows.iter().map(|row| framed(row.len() as u64)).sum(),
-        };
-        rows + self.tail_len()
+        let rows = (0..self.rows.len()).map(|row| self.rows.framed_len(row));
+        rows.sum::<u64>() + self.tail_len()
     }
 
     /// The length of what follows the records, in bytes.

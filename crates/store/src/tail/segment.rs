@@ -2,9 +2,13 @@
 
 use std::sync::{RwLock, RwLockReadGuard};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use crate::Revision;
+
+/// Up to how many bytes a record is copied while apply may wait for the lock: to share one, and give it
+/// back, takes longer, since all readers count at the same place in memory.
+const COPIED_LOCKED_MAX: usize = 4 << 10;
 
 /// One stored change: the encoded `KeyValue` and whether it is a tombstone.
 ///
@@ -46,6 +50,13 @@ impl Inner {
             .get(nth + 1)
             .map_or(self.records.len(), |&next| next as usize);
         Some(start..end)
+    }
+
+    /// The record of a revision, in a segment that begins at the main revision `first`.
+    fn get(&self, first: i64, revision: Revision) -> Option<&Record> {
+        let nth = usize::try_from(revision.main.checked_sub(first)?).ok()?;
+        let place = self.place(nth)?;
+        self.records.get(place)?.get(revision.sub as usize)
     }
 }
 
@@ -110,14 +121,30 @@ impl Segment {
     /// The record of a revision, if it is in this segment.
     #[must_use]
     pub fn get(&self, revision: Revision) -> Option<Record> {
-        let nth = usize::try_from(revision.main.checked_sub(self.first)?).ok()?;
+        self.read().get(self.first, revision).cloned()
+    }
+
+    /// Appends the bytes of a record to `out`, after `prefix(length)`; false if it is not in this segment.
+    pub(crate) fn append(
+        &self,
+        revision: Revision,
+        out: &mut BytesMut,
+        prefix: impl FnOnce(usize, &mut BytesMut),
+    ) -> bool {
         let inner = self.read();
-        let place = inner.place(nth)?;
-        inner
-            .records
-            .get(place)?
-            .get(revision.sub as usize)
-            .cloned()
+        let Some(record) = inner.get(self.first, revision) else {
+            return false;
+        };
+        if record.bytes.len() <= COPIED_LOCKED_MAX {
+            prefix(record.bytes.len(), out);
+            out.extend_from_slice(&record.bytes);
+        } else {
+            let bytes = record.bytes.clone();
+            drop(inner);
+            prefix(bytes.len(), out);
+            out.extend_from_slice(&bytes);
+        }
+        true
     }
 
     /// The records of main revisions `from..to` that are in this segment, with their revisions, at
@@ -176,6 +203,28 @@ mod tests {
         assert_eq!(get(8, 0), None);
         assert_eq!(segment.end(), 8);
         assert_eq!(segment.bytes(), 4);
+    }
+
+    #[test]
+    fn a_record_is_appended_behind_its_length_whether_it_is_short_or_long() {
+        let segment = Segment::new(5);
+        let long = vec![b'x'; COPIED_LOCKED_MAX + 1];
+        segment.push(Revision { main: 5, sub: 0 }, record("short"));
+        let bytes = Bytes::from(long.clone());
+        let tombstone = false;
+        segment.push(Revision { main: 6, sub: 0 }, Record { bytes, tombstone });
+        let mut out = BytesMut::new();
+        let mut append = |main| {
+            let prefix = |len: usize, out: &mut BytesMut| {
+                out.extend_from_slice(format!("{len}:").as_bytes());
+            };
+            segment.append(Revision { main, sub: 0 }, &mut out, prefix)
+        };
+        assert!(append(6));
+        assert!(append(5));
+        assert!(!append(7));
+        let expected = [format!("{}:", long.len()).as_bytes(), &long, b"5:short"].concat();
+        assert!(out == expected[..]);
     }
 
     #[test]
