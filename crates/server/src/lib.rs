@@ -13,6 +13,7 @@ mod member;
 mod metrics;
 mod peers;
 mod pool;
+mod residency;
 mod run;
 mod serving;
 mod state;

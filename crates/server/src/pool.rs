@@ -1,8 +1,9 @@
 //! The reader pool: threads for everything that may wait for a disk or is long.
 //!
-//! Serving threads never read more than a short plan themselves. The rest comes here chunk by chunk,
-//! the shortest first, so that a page never waits behind a whole list. What is queued and being read
-//! is bounded in bytes; who comes too much waits for room.
+//! Serving threads never read more than a short plan themselves, or a short piece of a longer one while
+//! what is read is in memory ([`Pool::read`]). The rest comes here chunk by chunk, the shortest first, so
+//! that a page never waits behind a whole list. What is queued and being read is bounded in bytes; who
+//! comes too much waits for room.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -13,8 +14,14 @@ use std::thread::JoinHandle;
 use keelson_proto::ApiError;
 use tokio::sync::{Semaphore, oneshot};
 
+use crate::residency::Residency;
+
 /// Bytes that may be queued and in work, in KiB.
 const BUDGET_KIB: u32 = 64 << 10;
+
+/// Most bytes that are read on the thread that asks for them. To hand a piece to another thread and
+/// back costs as much as making one of this size.
+pub(crate) const HERE_MAX: usize = 64 << 10;
 
 type Work = Box<dyn FnOnce() + Send>;
 
@@ -22,6 +29,7 @@ type Work = Box<dyn FnOnce() + Send>;
 pub(crate) struct Pool {
     queue: Arc<Queue>,
     room: Semaphore,
+    residency: Arc<Residency>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -114,6 +122,7 @@ impl Pool {
         let pool = Pool {
             queue: Arc::clone(&queue),
             room: Semaphore::new(BUDGET_KIB as usize),
+            residency: Arc::default(),
             threads: Mutex::default(),
         };
         for number in 0..threads.max(1) {
@@ -128,6 +137,37 @@ impl Pool {
 
     fn handles(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
         self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether [`Pool::read`] makes short reads on the thread that asks, as long as none waits for the disk.
+    pub(crate) fn reads_here(&self) -> bool {
+        self.residency.is_likely()
+    }
+
+    /// How many reads by [`Pool::read`] have waited for the disk.
+    pub(crate) fn waited(&self) -> u64 {
+        self.residency.waited()
+    }
+
+    /// Reads what `work` reads from the store, about `cost` bytes: on this thread where that is short
+    /// and the reads before it have not waited for the disk, else as [`Pool::run`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Pool::run`].
+    pub(crate) async fn read<T: Send + 'static>(
+        &self,
+        cost: usize,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
+        if cost <= HERE_MAX && self.reads_here() {
+            if self.room.is_closed() {
+                return Err(ApiError::Stopped);
+            }
+            return Ok(self.residency.watch(work));
+        }
+        let residency = Arc::clone(&self.residency);
+        self.run(cost as u64, move || residency.watch(work)).await
     }
 
     /// Runs `work`, which will hold about `cost` bytes, on a thread of the pool.
@@ -183,6 +223,7 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
+    use crate::residency::QUICK_READS;
 
     #[tokio::test]
     async fn the_shortest_work_is_done_first() {
@@ -220,6 +261,34 @@ mod tests {
             vec![1000, 2000, 3000]
         );
         pool.stop();
+    }
+
+    /// Reads so many bytes; the name of the thread that did it, if it has one.
+    async fn reader(pool: &Pool, cost: usize) -> Option<String> {
+        let name = || std::thread::current().name().map(str::to_owned);
+        pool.read(cost, name).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn short_reads_are_made_by_who_asks_as_long_as_none_has_waited_for_the_disk() {
+        let pool = Pool::start(1).unwrap();
+        let here = std::thread::current().name().map(str::to_owned);
+        let there = Some("reader-0".to_owned());
+        assert_ne!(here, there);
+        for _ in 0..2 {
+            for _ in 0..QUICK_READS {
+                assert_eq!(reader(&pool, HERE_MAX).await, there);
+            }
+            assert_eq!(reader(&pool, HERE_MAX).await, here);
+            assert_eq!(reader(&pool, HERE_MAX + 1).await, there);
+            pool.residency.note(true);
+        }
+        assert_eq!(pool.waited(), 2);
+        for _ in 0..QUICK_READS {
+            pool.residency.note(false);
+        }
+        pool.stop();
+        assert_eq!(pool.read(1, || 7).await, Err(ApiError::Stopped));
     }
 
     #[tokio::test]

@@ -29,8 +29,12 @@ const ABSENT: [(&str, &str); 4] = [
 ];
 
 /// Families of ours that etcd does not have.
-const OWN: [(&str, &str); 2] = [
+const OWN: [(&str, &str); 3] = [
     ("keelson_version", "our own version"),
+    (
+        "keelson_server_reads_waited_total",
+        "how the file is read is our own",
+    ),
     (
         "process_threads",
         "of the library that reads the process's numbers",

@@ -1,8 +1,9 @@
 //! Puts a message together from stored bytes and ranges that are still to be read.
 //!
 //! A message is a row of segments whose length is known before the first byte goes out. A short one
-//! is made at once on the serving thread; a long one is made piece by piece on the reader pool, the
-//! next piece when HTTP/2 asks for it (`INTERNALS.md` 4).
+//! is made at once on the serving thread; a long one is made piece by piece, the next when HTTP/2 asks
+//! for it (`INTERNALS.md` 4): on the reader pool, or on the serving thread while nothing waits for the
+//! disk.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,7 +19,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::splice::{self, Answer, Chunk, Chunks, Ending, Framed, MESSAGE_MAX, PREFIX};
 use super::status::Status;
-use crate::pool::Pool;
+use crate::pool::{HERE_MAX, Pool};
 
 /// Most rows that a serving thread reads itself.
 pub(super) const ROWS_AT_ONCE: usize = 64;
@@ -26,8 +27,8 @@ pub(super) const ROWS_AT_ONCE: usize = 64;
 /// Most bytes that a serving thread puts together itself.
 const BYTES_AT_ONCE: u64 = 1 << 20;
 
-/// Bytes of a piece; what a stream may hold unsent. Handing a piece to the pool and back costs as
-/// much as making a quarter of one.
+/// Bytes of a piece that the pool makes; what a stream may hold unsent. Handing it there and back costs
+/// as much as making a quarter of it.
 const PIECE: usize = 256 << 10;
 
 /// How long an answer may hold compaction back; one that is not sent by then is reset.
@@ -45,8 +46,6 @@ pub(super) struct Assembly {
     segments: VecDeque<Segment>,
     len: u64,
     rows: usize,
-    /// Bytes of the pieces so far, with the prefix.
-    made: u64,
     /// Keeps compaction from what is still to be read.
     pin: Option<Pin>,
     /// Called when all is read, with the time that the pieces have taken.
@@ -181,11 +180,10 @@ impl Assembly {
         Ok(true)
     }
 
-    /// Makes the next piece: on a thread of the pool.
-    fn piece(&mut self, mut out: BytesMut) -> Result<Bytes, EmitError> {
+    /// Makes the next piece, of about `most` bytes. May wait for the disk.
+    fn piece(&mut self, mut out: BytesMut, most: usize) -> Result<Bytes, EmitError> {
         let begun = Instant::now();
-        while out.len() < PIECE && self.step(PIECE, &mut out)? {}
-        self.made += out.len() as u64;
+        while out.len() < most && self.step(most, &mut out)? {}
         self.reading += begun.elapsed();
         if self.segments.is_empty()
             && let Some(read) = self.read.take()
@@ -195,14 +193,8 @@ impl Assembly {
         Ok(out.freeze())
     }
 
-    /// Room for the next piece.
-    fn room(&self) -> usize {
-        let left = (PREFIX as u64 + self.len).saturating_sub(self.made);
-        usize::try_from(left).map_or(PIECE, |left| left.min(PIECE))
-    }
-
     fn pieces(self, pool: Arc<Pool>) -> Chunks {
-        let head = splice::begin(self.len, self.room());
+        let head = splice::begin(self.len, 0);
         let held = Held::new(self);
         Box::pin(stream::try_unfold(
             (held, Some(head)),
@@ -223,10 +215,11 @@ impl Assembly {
                     if assembly.segments.is_empty() {
                         return Ok(None);
                     }
-                    let out = head.unwrap_or_else(|| BytesMut::with_capacity(assembly.room()));
+                    let most = piece_of(&pool);
+                    let out = head.unwrap_or_default();
                     let made = pool
-                        .run(PIECE as u64, move || {
-                            let bytes = assembly.piece(out);
+                        .read(most, move || {
+                            let bytes = assembly.piece(out, most);
                             (bytes, assembly)
                         })
                         .await;
@@ -243,6 +236,11 @@ impl Assembly {
             },
         ))
     }
+}
+
+/// How large the next piece is to be, in bytes.
+fn piece_of(pool: &Pool) -> usize {
+    if pool.reads_here() { HERE_MAX } else { PIECE }
 }
 
 /// An assembly whose client may be slow: what it pins is given up when its time is over, also if

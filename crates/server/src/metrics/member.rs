@@ -259,6 +259,11 @@ fn server(all: &mut Families, state: &State) {
             times,
         );
     }
+    all.counter(
+        "keelson_server_reads_waited_total",
+        "The total number of reads of long answers that waited for the disk.",
+        state.pool.waited(),
+    );
     all.gauge(
         "etcd_server_snapshot_apply_in_progress_total",
         "1 if the server is applying the incoming snapshot. 0 if none.",
