@@ -91,10 +91,11 @@ impl Emitter {
         let full = out.len().saturating_add(bytes_max);
         match &self.plan.rows {
             Rows::Encoded(rows) => {
-                for row in rows.iter().skip(self.next) {
+                while self.next < self.plan.rows.len() {
                     if out.len() >= full {
                         return Ok(Progress::More);
                     }
+                    let row = rows.row(self.next);
                     put_len(row.len(), out);
                     out.put_slice(row);
                     self.next += 1;
@@ -131,7 +132,7 @@ impl Emitter {
     }
 
     /// By how much a chunk of `bytes_max` grows its buffer, with the tail behind the last one, in bytes.
-    fn chunk_len(&self, bytes_max: usize) -> usize {
+    pub(super) fn chunk_len(&self, bytes_max: usize) -> usize {
         let mut len = 0;
         for row in self.next..self.plan.rows() {
             if len >= bytes_max as u64 {

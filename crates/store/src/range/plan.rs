@@ -44,14 +44,29 @@ pub(super) enum Rows {
     /// To be spliced from stored bytes.
     Stored(Vec<Row>),
     /// Encoded already: keys without values.
-    Encoded(Vec<Vec<u8>>),
+    Encoded(Encoded),
+}
+
+/// Encoded records, one behind the other.
+#[derive(Debug, Default)]
+pub(super) struct Encoded {
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+}
+
+impl Encoded {
+    /// The bytes of a row.
+    pub(super) fn row(&self, row: usize) -> &[u8] {
+        let start = row.checked_sub(1).map_or(0, |before| self.ends[before]);
+        &self.bytes[start..self.ends[row]]
+    }
 }
 
 impl Rows {
     pub(super) fn len(&self) -> usize {
         match self {
             Rows::Stored(rows) => rows.len(),
-            Rows::Encoded(rows) => rows.len(),
+            Rows::Encoded(rows) => rows.ends.len(),
         }
     }
 
@@ -59,7 +74,7 @@ impl Rows {
     pub(super) fn framed_len(&self, row: usize) -> u64 {
         let len = match self {
             Rows::Stored(rows) => u64::from(rows[row].len),
-            Rows::Encoded(rows) => rows[row].len() as u64,
+            Rows::Encoded(rows) => rows.row(row).len() as u64,
         };
         1 + varint_len(len) + len
     }
@@ -162,13 +177,21 @@ pub enum PlanError {
 
 fn rows(request: &RangeRequest, found: Vec<Candidate>) -> Rows {
     if request.keys_only {
-        return Rows::Encoded(found.into_iter().map(Candidate::encode_key_only).collect());
+        let mut rows = Encoded::default();
+        for candidate in found {
+            candidate.encode_key_only(&mut rows.bytes);
+            rows.ends.push(rows.bytes.len());
+        }
+        return Rows::Encoded(rows);
     }
-    let row = |candidate: Candidate| Row {
+    // Not collected: that would keep the room of the candidates, five times as much, as long as the
+    // answer lives.
+    let mut rows = Vec::with_capacity(found.len());
+    rows.extend(found.into_iter().map(|candidate| Row {
         revision: candidate.revision,
         len: candidate.len,
-    };
-    Rows::Stored(found.into_iter().map(row).collect())
+    }));
+    Rows::Stored(rows)
 }
 
 /// The last main revision that may be compacted to without taking a row from a read at `at`.
@@ -334,8 +357,7 @@ impl Candidate {
 
     /// The record without its value. From the index the lease is not known and left out, as in
     /// etcd 3.7; where the record was read for its value, the lease is there.
-    fn encode_key_only(self) -> Vec<u8> {
-        let mut out = Vec::new();
+    fn encode_key_only(self, out: &mut Vec<u8>) {
         let (key, lease) = match &self.value {
             Some(read) => (&read.key, read.lease),
             None => (&self.key, 0),
@@ -347,8 +369,7 @@ impl Candidate {
             self.version,
             &[],
             lease,
-            &mut out,
+            out,
         );
-        out
     }
 }

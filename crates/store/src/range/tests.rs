@@ -20,9 +20,8 @@ fn apply(store: &mut Store, request: &InternalRaftRequest) {
     store.apply(&entry, Answer::Unwanted).unwrap();
 }
 
-/// A store whose index names the values of two keys, at the revisions 2 and 3; the first is not in the
-/// file.
-fn damaged() -> Opened {
+/// An empty store in memory.
+fn empty() -> Opened {
     let options = OpenOptions {
         bolt: OpenOptions::bolt(),
         quota: Quota::new(-1),
@@ -31,18 +30,28 @@ fn damaged() -> Opened {
     };
     let storage = Box::new(MemStorage::default());
     let db = Db::open_storage(storage, options.bolt.clone()).unwrap();
-    let mut opened = open_db(db, None, &options).unwrap();
+    open_db(db, None, &options).unwrap()
+}
+
+fn put(store: &mut Store, key: impl Into<Bytes>, value: impl Into<Bytes>) {
+    let put = PutRequest {
+        key: key.into(),
+        value: value.into(),
+        ..PutRequest::default()
+    };
+    let request = InternalRaftRequest {
+        put: Some(put),
+        ..InternalRaftRequest::default()
+    };
+    apply(store, &request);
+}
+
+/// A store whose index names the values of two keys, at the revisions 2 and 3; the first is not in the
+/// file.
+fn damaged() -> Opened {
+    let mut opened = empty();
     for key in ["a", "b"] {
-        let put = PutRequest {
-            key: Bytes::from_static(key.as_bytes()),
-            value: Bytes::from_static(b"value"),
-            ..PutRequest::default()
-        };
-        let request = InternalRaftRequest {
-            put: Some(put),
-            ..InternalRaftRequest::default()
-        };
-        apply(&mut opened.store, &request);
+        put(&mut opened.store, key, "value");
     }
     opened.committer.set_window_bytes(0);
     let sealed = opened.store.seal();
@@ -150,5 +159,63 @@ fn varints_are_measured_as_they_are_written() {
         let mut out = Vec::new();
         prost::encoding::encode_varint(value, &mut out);
         assert_eq!(varint_len(value), out.len() as u64, "{value}");
+    }
+}
+
+#[test]
+fn a_chunk_fits_into_the_room_that_is_made_for_it_and_takes_no_more() {
+    let mut opened = empty();
+    for number in 0..300usize {
+        let value = vec![b'v'; number * 17 % 5000];
+        put(&mut opened.store, format!("key {number}"), value);
+    }
+    let shared = opened.store.shared();
+    for keys_only in [false, true] {
+        let request = RangeRequest {
+            keys_only,
+            limit: 200,
+            ..all(0)
+        };
+        for bytes_max in [1, 100, 4096, 100_000, usize::MAX] {
+            let plan = plan(shared, &request, ReadAt::Current).unwrap();
+            let (body_len, tail_len) = (plan.body_len(), plan.tail_len());
+            let mut emitter = plan.into_emitter(shared.clone());
+            let mut emitted = 0;
+            loop {
+                let room = emitter.chunk_len(bytes_max);
+                let mut out = BytesMut::new();
+                let progress = emitter.next_chunk(bytes_max, &mut out).unwrap();
+                emitted += out.len() as u64;
+                if progress == Progress::Done {
+                    assert_eq!(out.len(), room);
+                    break;
+                }
+                assert_eq!(out.len() + tail_len as usize, room);
+            }
+            assert_eq!(emitted, body_len);
+        }
+    }
+}
+
+#[test]
+fn a_plan_keeps_no_more_room_than_its_rows_take() {
+    let mut opened = empty();
+    for number in 0..500 {
+        put(&mut opened.store, format!("key {number}"), "value");
+    }
+    let shared = opened.store.shared();
+    for limit in [0, 100] {
+        let request = RangeRequest {
+            limit,
+            // What is sorted is found as a whole before it is cut.
+            sort_target: SortTarget::Mod.into(),
+            sort_order: SortOrder::Descend.into(),
+            ..all(0)
+        };
+        let plan = plan(shared, &request, ReadAt::Current).unwrap();
+        let plan::Rows::Stored(rows) = &plan.rows else {
+            unreachable!("values are asked for");
+        };
+        assert_eq!(rows.capacity(), rows.len());
     }
 }
