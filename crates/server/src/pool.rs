@@ -14,13 +14,13 @@ use std::thread::JoinHandle;
 use keelson_proto::ApiError;
 use tokio::sync::{Semaphore, oneshot};
 
-use crate::residency::Residency;
+use crate::residency::{Residency, Watched};
 
 /// Bytes that may be queued and in work, in KiB.
 const BUDGET_KIB: u32 = 64 << 10;
 
-/// Most bytes that are read on the thread that asks for them. To hand a piece to another thread and
-/// back costs as much as making one of this size.
+/// Up to about how many bytes are read on the thread that asks for them. To hand a piece to another
+/// thread and back costs as much as making one of this size.
 pub(crate) const HERE_MAX: usize = 64 << 10;
 
 type Work = Box<dyn FnOnce() + Send>;
@@ -118,11 +118,21 @@ impl Pool {
     ///
     /// Where the system gives no threads.
     pub(crate) fn start(threads: usize) -> io::Result<Pool> {
+        Pool::start_with(threads, Residency::default())
+    }
+
+    /// As [`Pool::start`], where no read waits for the disk, whatever the machine does.
+    #[cfg(test)]
+    pub(crate) fn start_in_memory(threads: usize) -> io::Result<Pool> {
+        Pool::start_with(threads, Residency::in_memory())
+    }
+
+    fn start_with(threads: usize, residency: Residency) -> io::Result<Pool> {
         let queue = Arc::new(Queue::default());
         let pool = Pool {
             queue: Arc::clone(&queue),
             room: Semaphore::new(BUDGET_KIB as usize),
-            residency: Arc::default(),
+            residency: Arc::new(residency),
             threads: Mutex::default(),
         };
         for number in 0..threads.max(1) {
@@ -158,7 +168,7 @@ impl Pool {
     pub(crate) async fn read<T: Send + 'static>(
         &self,
         cost: usize,
-        work: impl FnOnce() -> T + Send + 'static,
+        work: impl FnOnce(&Watched) -> T + Send + 'static,
     ) -> Result<T, ApiError> {
         if cost <= HERE_MAX && self.reads_here() {
             if self.room.is_closed() {
@@ -263,32 +273,19 @@ mod tests {
         pool.stop();
     }
 
-    /// Reads so many bytes; the name of the thread that did it, if it has one.
-    async fn reader(pool: &Pool, cost: usize) -> Option<String> {
-        let name = || std::thread::current().name().map(str::to_owned);
-        pool.read(cost, name).await.unwrap()
-    }
-
     #[tokio::test]
-    async fn short_reads_are_made_by_who_asks_as_long_as_none_has_waited_for_the_disk() {
-        let pool = Pool::start(1).unwrap();
-        let here = std::thread::current().name().map(str::to_owned);
-        let there = Some("reader-0".to_owned());
-        assert_ne!(here, there);
-        for _ in 0..2 {
-            for _ in 0..QUICK_READS {
-                assert_eq!(reader(&pool, HERE_MAX).await, there);
-            }
-            assert_eq!(reader(&pool, HERE_MAX).await, here);
-            assert_eq!(reader(&pool, HERE_MAX + 1).await, there);
-            pool.residency.note(true);
-        }
-        assert_eq!(pool.waited(), 2);
+    async fn short_reads_are_made_by_who_asks_once_a_row_has_not_waited_for_the_disk() {
+        let pool = Pool::start_in_memory(1).unwrap();
+        let here = std::thread::current().id();
+        let reader = async |cost| pool.read(cost, |_| std::thread::current().id()).await;
         for _ in 0..QUICK_READS {
-            pool.residency.note(false);
+            assert_ne!(reader(HERE_MAX).await, Ok(here));
         }
+        assert_eq!(reader(HERE_MAX).await, Ok(here));
+        assert_ne!(reader(HERE_MAX + 1).await, Ok(here));
+        assert_eq!(pool.waited(), 0);
         pool.stop();
-        assert_eq!(pool.read(1, || 7).await, Err(ApiError::Stopped));
+        assert_eq!(reader(1).await, Err(ApiError::Stopped));
     }
 
     #[tokio::test]

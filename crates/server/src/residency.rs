@@ -13,16 +13,64 @@ use nix::sys::resource::{UsageWho, getrusage};
 /// How many reads in a row must not have waited before the next is trusted not to.
 pub(crate) const QUICK_READS: u32 = 16;
 
+/// How often this thread has waited for a page.
+type Faults = fn() -> io::Result<i64>;
+
 /// How the last reads fared, whichever threads they were made on.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Residency {
-    /// Reads since one waited; no higher than [`QUICK_READS`].
+    /// Reads since one waited, but for reads that ended at the same time: a hint, no more.
     quick: AtomicU32,
     /// Reads that waited.
     waited: AtomicU64,
+    faults: Faults,
+}
+
+/// A read that is being made.
+#[derive(Debug)]
+pub(crate) struct Watched {
+    faults: Faults,
+    before: io::Result<i64>,
+}
+
+impl Watched {
+    /// Whether it has waited for the disk so far. Where the system does not say, it counts as one that has.
+    pub(crate) fn has_waited(&self) -> bool {
+        match (&self.before, (self.faults)()) {
+            (Ok(before), Ok(now)) => *before != now,
+            _ => true,
+        }
+    }
+}
+
+impl Default for Residency {
+    fn default() -> Residency {
+        Residency::with(|| Ok(getrusage(UsageWho::RUSAGE_THREAD)?.major_page_faults()))
+    }
 }
 
 impl Residency {
+    fn with(faults: Faults) -> Residency {
+        Residency {
+            quick: AtomicU32::new(0),
+            waited: AtomicU64::new(0),
+            faults,
+        }
+    }
+
+    /// One whose reads never wait.
+    #[cfg(test)]
+    pub(crate) fn in_memory() -> Residency {
+        Residency::with(|| Ok(0))
+    }
+
+    /// One whose reads wait each time that somebody asks.
+    #[cfg(test)]
+    pub(crate) fn on_disk() -> Residency {
+        static FAULTS: AtomicU32 = AtomicU32::new(0);
+        Residency::with(|| Ok(FAULTS.fetch_add(1, Ordering::Relaxed).into()))
+    }
+
     /// Whether the next read is unlikely to wait for the disk.
     pub(crate) fn is_likely(&self) -> bool {
         self.quick.load(Ordering::Relaxed) >= QUICK_READS
@@ -34,59 +82,65 @@ impl Residency {
     }
 
     /// Makes a read and takes note of how it fared.
-    pub(crate) fn watch<T>(&self, read: impl FnOnce() -> T) -> T {
-        let before = major_faults();
-        let result = read();
-        // Where the system does not say, no read is trusted.
-        self.note(!matches!((before, major_faults()), (Ok(before), Ok(after)) if before == after));
-        result
-    }
-
-    /// Two reads that end at once may count as one: the next is trusted a read later, no more.
-    pub(crate) fn note(&self, waited: bool) {
-        if waited {
+    pub(crate) fn watch<T>(&self, read: impl FnOnce(&Watched) -> T) -> T {
+        let watched = Watched {
+            faults: self.faults,
+            before: (self.faults)(),
+        };
+        let result = read(&watched);
+        if watched.has_waited() {
             self.quick.store(0, Ordering::Relaxed);
             self.waited.fetch_add(1, Ordering::Relaxed);
         } else if !self.is_likely() {
             self.quick.fetch_add(1, Ordering::Relaxed);
         }
+        result
     }
-}
-
-/// How often this thread has waited for a page.
-fn major_faults() -> io::Result<i64> {
-    Ok(getrusage(UsageWho::RUSAGE_THREAD)?.major_page_faults())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
-    #[test]
-    fn reads_are_trusted_after_a_row_that_has_not_waited() {
-        let residency = Residency::default();
-        for _ in 0..QUICK_READS {
-            assert!(!residency.is_likely());
-            residency.note(false);
-        }
-        assert!(residency.is_likely());
-        residency.note(true);
-        assert!(!residency.is_likely());
-        assert_eq!(residency.waited(), 1);
-        for _ in 0..QUICK_READS {
-            assert!(!residency.is_likely());
-            residency.note(false);
-        }
-        assert!(residency.is_likely());
+    thread_local! {
+        static FAULTS: Cell<i64> = const { Cell::new(0) };
+    }
+
+    fn wait_for_the_disk() {
+        FAULTS.set(FAULTS.get() + 1);
     }
 
     #[test]
-    fn a_read_that_touches_no_page_is_a_quick_one() {
-        let residency = Residency::default();
-        for number in 0..QUICK_READS {
-            assert_eq!(residency.watch(|| number), number);
+    fn reads_are_trusted_after_a_row_that_has_not_waited() {
+        let residency = Residency::with(|| Ok(FAULTS.get()));
+        for waited in 0..3 {
+            assert_eq!(residency.waited(), waited);
+            for _ in 0..QUICK_READS {
+                assert!(!residency.is_likely());
+                residency.watch(|read| assert!(!read.has_waited()));
+            }
+            assert!(residency.is_likely());
+            residency.watch(|read| {
+                wait_for_the_disk();
+                assert!(read.has_waited());
+            });
+            assert!(!residency.is_likely());
         }
-        assert!(residency.is_likely());
-        assert_eq!(residency.waited(), 0);
+    }
+
+    #[test]
+    fn no_read_is_trusted_where_the_system_does_not_say_whether_it_waited() {
+        let residency = Residency::with(|| Err(io::ErrorKind::Unsupported.into()));
+        for _ in 0..2 * QUICK_READS {
+            residency.watch(|read| assert!(read.has_waited()));
+        }
+        assert!(!residency.is_likely());
+    }
+
+    #[test]
+    fn the_system_says_how_often_a_thread_has_waited() {
+        assert!((Residency::default().faults)().is_ok());
     }
 }

@@ -20,6 +20,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::splice::{self, Answer, Chunk, Chunks, Ending, Framed, MESSAGE_MAX, PREFIX};
 use super::status::Status;
 use crate::pool::{HERE_MAX, Pool};
+use crate::residency::Watched;
 
 /// Most rows that a serving thread reads itself.
 pub(super) const ROWS_AT_ONCE: usize = 64;
@@ -30,6 +31,12 @@ const BYTES_AT_ONCE: u64 = 1 << 20;
 /// Bytes of a piece that the pool makes; what a stream may hold unsent. Handing it there and back costs
 /// as much as making a quarter of it.
 const PIECE: usize = 256 << 10;
+
+/// After how many bytes of a piece that is made on a serving thread it is asked whether they waited.
+const PART: usize = 16 << 10;
+
+/// Room behind a piece for what its last row has more than fits, in bytes.
+const ROW_ROOM: usize = 4 << 10;
 
 /// How long an answer may hold compaction back; one that is not sent by then is reset.
 const PIN_TIME_MAX: Duration = Duration::from_secs(5 * 60);
@@ -46,6 +53,10 @@ pub(super) struct Assembly {
     segments: VecDeque<Segment>,
     len: u64,
     rows: usize,
+    /// Bytes of the pieces so far, with the prefix.
+    made: u64,
+    /// Whether a piece has waited for the disk: those after it are not made where others wait for them.
+    waited: bool,
     /// Keeps compaction from what is still to be read.
     pin: Option<Pin>,
     /// Called when all is read, with the time that the pieces have taken.
@@ -180,10 +191,29 @@ impl Assembly {
         Ok(true)
     }
 
-    /// Makes the next piece, of about `most` bytes. May wait for the disk.
-    fn piece(&mut self, mut out: BytesMut, most: usize) -> Result<Bytes, EmitError> {
+    /// Makes the next piece, of about `most` bytes. Ends a short one early where it waits for the disk: the
+    /// thread may be one that others need.
+    fn piece(
+        &mut self,
+        mut out: BytesMut,
+        most: usize,
+        watched: &Watched,
+    ) -> Result<Bytes, EmitError> {
         let begun = Instant::now();
-        while out.len() < most && self.step(most, &mut out)? {}
+        let left = (PREFIX as u64 + self.len).saturating_sub(self.made);
+        out.reserve(usize::try_from(left).map_or(most, |left| left.min(most + ROW_ROOM)));
+        let part = if most > HERE_MAX { most } else { PART };
+        let mut next = part;
+        while out.len() < most && self.step(next.min(most), &mut out)? {
+            if out.len() >= next {
+                next = out.len() + part;
+                self.waited = self.waited || watched.has_waited();
+                if self.waited && most <= HERE_MAX {
+                    break;
+                }
+            }
+        }
+        self.made += out.len() as u64;
         self.reading += begun.elapsed();
         if self.segments.is_empty()
             && let Some(read) = self.read.take()
@@ -191,6 +221,15 @@ impl Assembly {
             read(self.reading);
         }
         Ok(out.freeze())
+    }
+
+    /// How large the next piece is to be, in bytes.
+    fn next_piece(&self, pool: &Pool) -> usize {
+        if pool.reads_here() && !self.waited {
+            HERE_MAX
+        } else {
+            PIECE
+        }
     }
 
     fn pieces(self, pool: Arc<Pool>) -> Chunks {
@@ -215,11 +254,15 @@ impl Assembly {
                     if assembly.segments.is_empty() {
                         return Ok(None);
                     }
-                    let most = piece_of(&pool);
+                    let most = assembly.next_piece(&pool);
+                    if !first && most <= HERE_MAX {
+                        // A long answer leaves this thread to others between its pieces.
+                        tokio::task::yield_now().await;
+                    }
                     let out = head.unwrap_or_default();
                     let made = pool
-                        .read(most, move || {
-                            let bytes = assembly.piece(out, most);
+                        .read(most, move |watched| {
+                            let bytes = assembly.piece(out, most, watched);
                             (bytes, assembly)
                         })
                         .await;
@@ -236,11 +279,6 @@ impl Assembly {
             },
         ))
     }
-}
-
-/// How large the next piece is to be, in bytes.
-fn piece_of(pool: &Pool) -> usize {
-    if pool.reads_here() { HERE_MAX } else { PIECE }
 }
 
 /// An assembly whose client may be slow: what it pins is given up when its time is over, also if
@@ -366,7 +404,68 @@ pub(super) fn too_large(len: u64) -> Status {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures_util::StreamExt as _;
+
     use super::*;
+    use crate::residency::Residency;
+
+    #[tokio::test]
+    async fn a_long_answer_that_is_made_here_leaves_the_thread_to_others_between_its_pieces() {
+        let pool = Arc::new(Pool::start_in_memory(1).unwrap());
+        while !pool.reads_here() {
+            pool.read(1, |_| ()).await.unwrap();
+        }
+        let text = Bytes::from(vec![7; 2 * BYTES_AT_ONCE as usize]);
+        let mut assembly = Assembly::default();
+        assembly.push(text.clone());
+        let Ok(Answer::Pieces(mut pieces)) = assembly.answer(&pool) else {
+            unreachable!("it is too long to be made at once");
+        };
+        let turns = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&turns);
+        let others = AbortOnDropHandle::new(tokio::spawn(async move {
+            loop {
+                counted.fetch_add(1, Ordering::Relaxed);
+                tokio::task::yield_now().await;
+            }
+        }));
+        let (mut made, mut all) = (0, BytesMut::new());
+        while let Some(piece) = pieces.next().await {
+            made += 1;
+            all.extend_from_slice(piece.unwrap().bytes());
+        }
+        drop(others);
+        assert!(made > text.len() / HERE_MAX, "{made} pieces");
+        assert!(turns.load(Ordering::Relaxed) >= made / 2);
+        assert!(all[PREFIX..] == text);
+        pool.stop();
+    }
+
+    #[tokio::test]
+    async fn a_piece_that_waits_for_the_disk_ends_early_and_the_rest_is_left_to_the_pool() {
+        let pool = Arc::new(Pool::start_in_memory(1).unwrap());
+        while !pool.reads_here() {
+            pool.read(1, |_| ()).await.unwrap();
+        }
+        let mut assembly = Assembly::default();
+        for _ in 0..1000 {
+            assembly.push(vec![7; 1000]);
+        }
+        assert_eq!(assembly.next_piece(&pool), HERE_MAX);
+        let quick = Residency::in_memory();
+        let mut piece = |residency: &Residency, most| {
+            let made = residency.watch(|read| assembly.piece(BytesMut::new(), most, read));
+            (made.unwrap().len(), assembly.next_piece(&pool))
+        };
+        assert_eq!(piece(&quick, HERE_MAX), (HERE_MAX, HERE_MAX));
+        assert_eq!(piece(&Residency::on_disk(), HERE_MAX), (PART, PIECE));
+        // Nobody needs a thread of the pool.
+        assert_eq!(piece(&Residency::on_disk(), PIECE), (PIECE, PIECE));
+        assert_eq!(piece(&quick, PIECE), (PIECE, PIECE));
+        pool.stop();
+    }
 
     #[tokio::test(start_paused = true)]
     async fn an_answer_that_is_not_sent_in_time_is_given_up_with_what_it_pins() {
