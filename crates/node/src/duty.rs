@@ -39,6 +39,11 @@ const RELEASES_EVERY: Duration = Duration::from_millis(500);
 /// it at once is not to be asked in a loop.
 const PUBLISH_PAUSE: Duration = Duration::from_millis(100);
 
+/// How long the first attempt to tell them is waited for; each further one twice as long, up to the time
+/// of a request. What a member that starts sends before its peers are connected is lost without a word,
+/// and clients are served only when it has told them.
+const PUBLISH_FIRST: Duration = Duration::from_secs(1);
+
 /// How long a removed member goes on, so that others hear of it: etcd's time.
 const REMOVED_FOR: Duration = Duration::from_secs(1);
 
@@ -97,6 +102,7 @@ struct Duties {
     settled: bool,
     /// When to tell name and client URLs, as long as that was not applied.
     publish_at: Option<Duration>,
+    publish_wait: Duration,
     version_at: Duration,
     leases_at: Duration,
     purge_at: Duration,
@@ -119,6 +125,7 @@ impl Duties {
             leads: false,
             settled: false,
             publish_at: Some(now),
+            publish_wait: PUBLISH_FIRST.min(retry),
             version_at: now,
             leases_at: now,
             purge_at: now + PURGE_EVERY,
@@ -180,7 +187,8 @@ impl Duties {
         let now = facts.now;
         let mut actions = Vec::new();
         if self.publish_at.is_some_and(|at| now >= at) {
-            self.publish_at = Some(now + self.retry);
+            self.publish_at = Some(now + self.publish_wait);
+            self.publish_wait = (self.publish_wait * 2).min(self.retry);
             actions.push(Action::Publish);
         }
         if self.settled && now >= self.version_at {
