@@ -31,7 +31,7 @@ const TXN: &str = "/etcdserverpb.KV/Txn";
 const WATCH: &str = "/etcdserverpb.Watch/Watch";
 
 /// How long one test sends damaged input.
-const TIME_BOX: Duration = Duration::from_secs(2);
+const TIME_BOX: Duration = Duration::from_secs(4);
 /// How much memory may be in use past what there was before, in bytes: far less than what any of
 /// these tests could make a server take that puts no bound to it.
 const GROWTH_MAX: u64 = 192 << 20;

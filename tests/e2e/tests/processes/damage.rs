@@ -4,11 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use keelson_client::Put;
-use keelson_e2e::{Exit, Launch, Process, launch};
+use keelson_e2e::{Exit, Process};
 
-fn program() -> Launch {
-    launch(env!("CARGO_BIN_EXE_keelson-under-test"))
-}
+use crate::server::tested;
 
 /// Every file below a directory with what is in it.
 fn tree(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
@@ -30,7 +28,7 @@ fn tree(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 
 /// A member that has stopped, with some keys in its directory.
 fn stopped() -> Process {
-    let mut process = Process::start(program()).unwrap();
+    let mut process = Process::start(tested()).unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
         let client = process.client().await.unwrap();
@@ -122,7 +120,7 @@ fn a_file_in_place_of_the_directory_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("file");
     std::fs::write(&file, "precious").unwrap();
-    let mut process = Process::prepared(program(), file.clone()).unwrap();
+    let mut process = Process::prepared(tested(), file.clone()).unwrap();
     let exit = process.run_to_end().unwrap();
     let text = exit.text();
     assert_eq!(exit.code(), Some(1), "{text}");
@@ -138,7 +136,7 @@ fn what_else_is_in_a_directory_is_left_alone() {
     std::fs::write(dir.path().join("photos/one"), "precious").unwrap();
     std::fs::write(dir.path().join("letter"), "precious").unwrap();
     let before = tree(dir.path());
-    let mut process = Process::start_in(program(), dir.path()).unwrap();
+    let mut process = Process::start_in(tested(), dir.path()).unwrap();
     process.stop().unwrap();
     let after = tree(dir.path());
     assert!(
@@ -156,7 +154,7 @@ fn what_else_is_in_a_directory_is_left_alone() {
 fn a_peer_port_in_use_is_refused_before_anything_is_written() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
-    let mut process = Process::prepared(program(), data.clone()).unwrap();
+    let mut process = Process::prepared(tested(), data.clone()).unwrap();
     let taken = std::net::TcpListener::bind(("127.0.0.1", process.peer_port())).unwrap();
     let exit = process.run_to_end().unwrap();
     let text = exit.text();

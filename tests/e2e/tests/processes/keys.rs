@@ -12,14 +12,12 @@ use keelson_client::etcdserverpb as pb;
 use keelson_client::{
     ApiError, Client, Code, Compare, Delete, Get, Op, Order, Put, Relation, SortBy, Span, Txn,
 };
-use keelson_e2e::{Process, launch, patient};
+use keelson_e2e::patient;
+
+use crate::server::{server, write_and_compact};
 
 /// Far more than anything here takes.
 const PATIENCE: Duration = keelson_harness::wait::PATIENCE;
-
-fn server() -> Process {
-    Process::start(launch(env!("CARGO_BIN_EXE_keelson-under-test"))).unwrap()
-}
 
 fn values(answer: &pb::RangeResponse) -> Vec<(&[u8], &[u8])> {
     answer
@@ -116,10 +114,7 @@ async fn the_answer_to_as_many_nested_transactions_as_a_server_takes_is_read() {
 async fn compaction_ends_history_and_keeps_what_is_current() {
     let server = server();
     let client = server.client().await.unwrap();
-    for value in ["1", "2", "3"] {
-        client.put(Put::new("k", value)).await.unwrap();
-    }
-    client.compact(3, true).await.unwrap();
+    write_and_compact(&client).await;
     let error = client.get(Get::key("k").revision(2)).await.unwrap_err();
     assert_eq!(error.api(), Some(ApiError::Compacted));
     let error = client.get(Get::key("k").revision(99)).await.unwrap_err();

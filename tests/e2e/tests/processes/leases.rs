@@ -3,34 +3,22 @@
 use std::time::{Duration, Instant};
 
 use keelson_client::{Get, LeaseState, Put};
-use keelson_e2e::{Process, launch};
 use tokio::time::timeout;
+
+use crate::server::{TTL, lease_of_two_keys, server};
 
 /// Far more than anything here takes.
 const PATIENCE: Duration = keelson_harness::wait::PATIENCE;
-/// Of a lease, in seconds: more than a few calls take, and than a machine with other work keeps a renewal
-/// waiting.
-const TTL: i64 = 10;
 /// How often the end of a lease is looked for.
 const POLL: Duration = Duration::from_millis(20);
-
-fn server() -> Process {
-    Process::start(launch(env!("CARGO_BIN_EXE_keelson-under-test"))).unwrap()
-}
 
 #[tokio::test]
 async fn keys_go_with_their_lease_and_not_before() {
     let server = server();
     let client = server.client().await.unwrap();
     let granted = Instant::now();
-    let lease = client.lease_grant(TTL, 0).await.unwrap();
-    for key in ["a", "b"] {
-        client
-            .put(Put::new(key, "x").lease(lease.id))
-            .await
-            .unwrap();
-    }
-    let left = client.lease_time_to_live(lease.id, true).await.unwrap();
+    let lease = lease_of_two_keys(&client).await;
+    let left = client.lease_time_to_live(lease, true).await.unwrap();
     assert_eq!((left.granted_ttl, left.keys.len()), (TTL, 2));
 
     while client.get(Get::all()).await.unwrap().count > 0 {
@@ -41,11 +29,7 @@ async fn keys_go_with_their_lease_and_not_before() {
     let gone = client.get(Get::all()).await.unwrap();
     assert_eq!(gone.header.unwrap().revision, 4, "both go at one revision");
     assert_eq!(
-        client
-            .lease_time_to_live(lease.id, false)
-            .await
-            .unwrap()
-            .ttl,
+        client.lease_time_to_live(lease, false).await.unwrap().ttl,
         -1
     );
 }

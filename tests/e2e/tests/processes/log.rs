@@ -1,11 +1,13 @@
 //! What an operator and tools read: one JSON object a line, from the first to the last.
 
 use keelson_client::{Get, Put, Txn, Watch};
-use keelson_e2e::{Exit, Process, launch};
+use keelson_e2e::{Exit, Process};
 use serde_json::Value;
 
+use crate::server::tested;
+
 fn start(arguments: &[&str]) -> Process {
-    let mut launch = launch(env!("CARGO_BIN_EXE_keelson-under-test"));
+    let mut launch = tested();
     for argument in arguments {
         launch = launch.argument(*argument);
     }

@@ -12,5 +12,6 @@ mod peer_streams;
 mod peer_tls;
 mod port;
 mod recovery;
+mod server;
 mod start;
 mod watches;

@@ -5,11 +5,12 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::Instant;
 
-use crate::port::{Head, PATIENCE, Rig, break_off, dial, exchange, lines, room, until};
 use keelson_e2e::{Launch, ProcessCluster};
 use keelson_proto::entry::{ConfState, Snapshot};
 use keelson_proto::ids::{LogIndex, MemberId, Term};
 use keelson_proto::message::{Message, MessageKind};
+
+use crate::port::{Head, PATIENCE, Rig, break_off, dial, exchange, lines, room, until};
 
 fn id(hex: &str) -> MemberId {
     MemberId(u64::from_str_radix(hex, 16).unwrap())

@@ -8,11 +8,12 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::port::{Head, PATIENCE, Rig, dial, exchange, lines, room, unhurried, until};
 use keelson_client::Put;
 use keelson_e2e::ProcessCluster;
 use keelson_proto::ids::{LogIndex, MemberId, Term};
 use keelson_proto::message::{Message, MessageKind};
+
+use crate::port::{Head, PATIENCE, Rig, dial, exchange, lines, room, unhurried, until};
 
 /// What the false member answers with when a stream is dialled.
 #[derive(Clone)]

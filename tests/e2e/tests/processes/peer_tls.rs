@@ -3,15 +3,13 @@
 use std::fs;
 use std::net::Ipv4Addr;
 
-use crate::port::{Rig, exchange, room, unhurried, until};
 use keelson_client::{Get, Put};
-use keelson_e2e::{Authority, Launch, Names, ProcessCluster, launch};
+use keelson_e2e::{Authority, Launch, Names, ProcessCluster};
+
+use crate::port::{Rig, exchange, room, unhurried, until};
+use crate::server::tested;
 
 const REJECTED: &str = "rejected connection on peer endpoint";
-
-fn usual() -> Launch {
-    launch(env!("CARGO_BIN_EXE_keelson-under-test"))
-}
 
 /// How many lines of a member's log say that it rejected a connection for a reason.
 fn rejected(cluster: &ProcessCluster, number: usize, reason: &str) -> usize {
@@ -81,7 +79,7 @@ async fn members_with_certificates_of_one_authority_form_a_cluster() {
 async fn a_member_with_a_certificate_of_another_authority_stays_outside() {
     let _room = room().await;
     let (ours, theirs) = (Authority::new().unwrap(), Authority::new().unwrap());
-    let secure = |of: &Authority, name| of.secure(usual(), name, Names::local(name)).unwrap();
+    let secure = |of: &Authority, name| of.secure(tested(), name, Names::local(name)).unwrap();
     let cluster = start_two_of([
         secure(&ours, "a"),
         secure(&ours, "b"),
@@ -109,7 +107,7 @@ async fn a_member_of_another_common_name_is_told_that_its_certificate_is_bad() {
     let _room = room().await;
     let authority = Authority::new().unwrap();
     let named = |name, common: &'static str| {
-        let launch = authority.secure(usual(), name, Names::local(common));
+        let launch = authority.secure(tested(), name, Names::local(common));
         let allowed = format!("--peer-cert-allowed-cn={common}");
         launch.unwrap().argument(allowed)
     };
@@ -134,7 +132,7 @@ async fn a_member_of_another_host_name_is_not_spoken_with() {
             hosts: &["localhost"],
             ..Names::local("member")
         };
-        let launch = authority.secure(usual(), name, names).unwrap();
+        let launch = authority.secure(tested(), name, names).unwrap();
         launch.argument(format!("--peer-cert-allowed-hostname={host}"))
     };
     let cluster = start_two_of([
@@ -155,7 +153,7 @@ async fn a_certificate_that_is_renewed_is_shown_without_a_restart() {
         addresses: &[Ipv4Addr::new(10, 0, 0, 1)],
         ..Names::local("c")
     };
-    let secure = |name, names| authority.secure(usual(), name, names).unwrap();
+    let secure = |name, names| authority.secure(tested(), name, names).unwrap();
     let mut cluster = start_two_of([
         secure("a", Names::local("a")),
         secure("b", Names::local("b")),
@@ -173,7 +171,7 @@ async fn a_certificate_that_is_renewed_is_shown_without_a_restart() {
 async fn members_that_make_their_own_certificates_form_a_cluster_and_keep_them() {
     let _room = room().await;
     let own = || {
-        usual()
+        tested()
             .peers_over_tls()
             .argument("--peer-auto-tls")
             .argument("--self-signed-cert-validity=2")

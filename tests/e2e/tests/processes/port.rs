@@ -5,9 +5,11 @@ use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
 use keelson_client::{Client, Put};
-use keelson_e2e::{Launch, Process, ProcessCluster, launch};
+use keelson_e2e::{Launch, Process, ProcessCluster};
 use keelson_harness::wait;
 use tokio::sync::{Semaphore, SemaphorePermit};
+
+use crate::server::tested;
 
 /// The longest that anything may take.
 pub(crate) const PATIENCE: Duration = keelson_harness::wait::PATIENCE;
@@ -18,7 +20,7 @@ pub(crate) const GROWTH_MAX: u64 = 160 << 20;
 
 /// A member that holds no election because the machine has other work.
 pub(crate) fn unhurried() -> Launch {
-    launch(env!("CARGO_BIN_EXE_keelson-under-test"))
+    tested()
         .argument("--heartbeat-interval=500")
         .argument("--election-timeout=5000")
 }

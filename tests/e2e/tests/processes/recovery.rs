@@ -6,9 +6,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use keelson_client::{Client, Delete, Get, Put, Txn, Watch};
-use keelson_e2e::{Process, launch, patient};
+use keelson_e2e::patient;
 use tokio::sync::Notify;
 use tokio::time::timeout;
+
+use crate::server::server;
 
 /// Far more than anything here takes.
 const PATIENCE: Duration = keelson_harness::wait::PATIENCE;
@@ -17,10 +19,6 @@ const WRITERS: usize = 8;
 const ROUNDS: u64 = 4;
 /// Acknowledged writes of a round before the kill.
 const WRITES: u64 = 300;
-
-fn server() -> Process {
-    Process::start(launch(env!("CARGO_BIN_EXE_keelson-under-test"))).unwrap()
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restart_keeps_keys_history_leases_users_and_the_hash() {

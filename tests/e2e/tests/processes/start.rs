@@ -3,11 +3,9 @@
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 
-use keelson_e2e::{Exit, Launch, Process, launch};
+use keelson_e2e::{Exit, Process};
 
-fn program() -> Launch {
-    launch(env!("CARGO_BIN_EXE_keelson-under-test"))
-}
+use crate::server::tested;
 
 /// It ended by itself, with `code`, and said each of `words`.
 fn refused(exit: &Exit, code: i32, words: &[&str]) {
@@ -20,8 +18,8 @@ fn refused(exit: &Exit, code: i32, words: &[&str]) {
 
 #[test]
 fn a_directory_in_use_is_refused_and_its_user_goes_on() {
-    let first = Process::start(program()).unwrap();
-    let mut second = Process::prepared(program(), first.data_dir().to_owned()).unwrap();
+    let first = Process::start(tested()).unwrap();
+    let mut second = Process::prepared(tested(), first.data_dir().to_owned()).unwrap();
     let exit = second.run_to_end().unwrap();
     let dir = first.data_dir().display().to_string();
     refused(&exit, 1, &[&dir]);
@@ -33,7 +31,7 @@ fn a_directory_in_use_is_refused_and_its_user_goes_on() {
 fn a_port_in_use_is_refused_before_anything_is_written() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
-    let mut process = Process::prepared(program(), data.clone()).unwrap();
+    let mut process = Process::prepared(tested(), data.clone()).unwrap();
     let taken = TcpListener::bind(("127.0.0.1", process.client_port())).unwrap();
     let exit = process.run_to_end().unwrap();
     let port = process.client_port().to_string();
@@ -50,7 +48,7 @@ fn a_directory_that_cannot_be_written_is_refused() {
     let file = dir.path().join("file");
     std::fs::write(&file, "").unwrap();
     let data = file.join("data");
-    let exit = Process::prepared(program(), data.clone())
+    let exit = Process::prepared(tested(), data.clone())
         .unwrap()
         .run_to_end()
         .unwrap();
@@ -62,7 +60,7 @@ fn a_directory_that_cannot_be_written_is_refused() {
     // Root may write everywhere.
     if std::fs::write(locked.join("probe"), "").is_err() {
         let data = locked.join("data");
-        let exit = Process::prepared(program(), data.clone())
+        let exit = Process::prepared(tested(), data.clone())
             .unwrap()
             .run_to_end()
             .unwrap();
@@ -76,7 +74,7 @@ fn a_directory_that_cannot_be_written_is_refused() {
 
 #[test]
 fn an_unknown_flag_is_wrong_use() {
-    let launch = program().bare().argument("--data-dri=/nowhere");
+    let launch = tested().bare().argument("--data-dri=/nowhere");
     let exit = Process::prepared(launch, "/nowhere".into())
         .unwrap()
         .run_to_end()
@@ -86,7 +84,7 @@ fn an_unknown_flag_is_wrong_use() {
 
 #[test]
 fn a_file_that_is_no_database_is_refused_and_left_as_it_is() {
-    let mut process = Process::start(program()).unwrap();
+    let mut process = Process::start(tested()).unwrap();
     process.stop().unwrap();
     let db = process.data_dir().join("member/snap/db");
     let garbage = vec![0x5a; 64 * 1024];
@@ -99,7 +97,7 @@ fn a_file_that_is_no_database_is_refused_and_left_as_it_is() {
 
 #[test]
 fn a_server_takes_its_memory_in_small_pages() {
-    let server = Process::start(program()).unwrap();
+    let server = Process::start(tested()).unwrap();
     let status = format!("/proc/{}/status", server.pid().unwrap());
     let status = std::fs::read_to_string(status).unwrap();
     // Systems before Linux 5.0 do not tell.

@@ -4,17 +4,13 @@ use std::time::Duration;
 
 use keelson_client::mvccpb::event::EventType;
 use keelson_client::{ApiError, Client, Delete, Error, Get, Put, Txn, Watch, Watcher};
-use keelson_e2e::{Process, launch, patient};
+use keelson_e2e::patient;
 use tokio::time::timeout;
+
+use crate::server::{lease_of_two_keys, server, write_and_compact};
 
 /// Far more than anything here takes.
 const PATIENCE: Duration = keelson_harness::wait::PATIENCE;
-/// Of a lease, in seconds: more than a few calls take.
-const TTL: i64 = 10;
-
-fn server() -> Process {
-    Process::start(launch(env!("CARGO_BIN_EXE_keelson-under-test"))).unwrap()
-}
 
 /// Reads events until one is at `last`.
 async fn revisions_until(watcher: &mut Watcher, last: i64) -> Vec<i64> {
@@ -61,10 +57,7 @@ async fn a_watch_sees_whole_revisions_with_what_was_before() {
 async fn a_watch_that_begins_before_what_is_kept_is_told_what_is_kept() {
     let server = server();
     let client = server.client().await.unwrap();
-    for value in ["1", "2", "3"] {
-        client.put(Put::new("k", value)).await.unwrap();
-    }
-    client.compact(3, true).await.unwrap();
+    write_and_compact(&client).await;
     let mut late = client
         .watch(Watch::key("k").start_revision(2))
         .await
@@ -83,13 +76,7 @@ async fn a_watch_that_begins_before_what_is_kept_is_told_what_is_kept() {
 async fn a_watch_sees_the_keys_go_with_their_lease_at_one_revision() {
     let server = server();
     let client = server.client().await.unwrap();
-    let lease = client.lease_grant(TTL, 0).await.unwrap();
-    for key in ["a", "b"] {
-        client
-            .put(Put::new(key, "x").lease(lease.id))
-            .await
-            .unwrap();
-    }
+    lease_of_two_keys(&client).await;
     let mut watcher = client.watch(Watch::all()).await.unwrap();
     let batch = timeout(PATIENCE, watcher.next()).await.unwrap().unwrap();
     let events = batch.unwrap().events;
